@@ -1,0 +1,68 @@
+"""The four-block convolutional network of the few-shot papers (Vinyals et al. 2016; Finn et al. 2017)."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..nn.layers import Conv2d, EpisodicBatchNorm, max_pool2d
+
+
+class Conv4(nn.Module):
+    """Four blocks of 3 × 3 convolution, episodic batch norm, ReLU, 2 × 2 max pooling; then a linear head.
+
+    Args:
+        input_shape: (height, width, channels) of one image; 28 × 28 × 1 leaves 1 × 1 × `hidden_dim` features,
+            84 × 84 × 3 leaves 5 × 5 × `hidden_dim`.
+        num_classes: size of the head.
+        hidden_dim: filters a layer; 64 for Omniglot and prototypical networks, 32 for MAML on mini-ImageNet.
+        num_layers: blocks.
+        key: for the weights (Glorot-uniform convolutions as in the papers' code; head scaled by fan-in).
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int] = (28, 28, 1),
+        num_classes: int = 5,
+        hidden_dim: int = 64,
+        num_layers: int = 4,
+        *,
+        key: mx.array | None = None,
+    ):
+        super().__init__()
+        keys = mx.random.split(mx.random.key(0) if key is None else key, num_layers + 1)
+        height, width, channels = input_shape
+        self.blocks = []
+        for layer in range(num_layers):
+            self.blocks.append(ConvBlock(channels, hidden_dim, key=keys[layer]))
+            height, width, channels = height // 2, width // 2, hidden_dim
+        size = height * width * channels
+        self.head = nn.Linear(size, num_classes)
+        self.head.weight = mx.random.normal((num_classes, size), key=keys[-1]) * size**-0.5
+        self.head.bias = mx.zeros((num_classes,))
+
+    def features(self, x: mx.array) -> mx.array:
+        """(N, H, W, C) or (N, H, W) → (N, features)"""
+        if x.ndim == 3:
+            x = x[..., None]
+        for block in self.blocks:
+            x = block(x)
+        return x.reshape(x.shape[0], -1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(N, H, W, C) → logits (N, `num_classes`)"""
+        return self.head(self.features(x))
+
+
+class ConvBlock(nn.Module):
+    """3 × 3 convolution, batch norm, ReLU, 2 × 2 max pooling. (The norm makes a convolution bias redundant.)"""
+
+    def __init__(self, in_channels: int, out_channels: int, *, key: mx.array):
+        super().__init__()
+        self.conv = Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        bound = (6 / (9 * (in_channels + out_channels))) ** 0.5
+        self.conv.weight = mx.random.uniform(-bound, bound, self.conv.weight.shape, key=key)
+        self.norm = EpisodicBatchNorm(out_channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return max_pool2d(nn.relu(self.norm(self.conv(x))))

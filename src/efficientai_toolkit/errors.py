@@ -1,0 +1,65 @@
+"""Every mistake that a user can make has a class here; the command line prints its sentence and exits with 2.
+
+Each class also derives from the built-in that a caller would expect, so `except ValueError` keeps working.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ToolkitError(Exception):
+    """Base of everything a user can get wrong. The message says what, where, and what would be right."""
+
+
+class ConfigurationError(ToolkitError, ValueError):
+    """A configuration file, flag or constructor argument that cannot be used."""
+
+
+class TaskSamplingError(ToolkitError, ValueError):
+    """A task or episode that cannot be drawn: an unknown task, too few examples, an impossible size."""
+
+
+class DataError(ToolkitError, ValueError):
+    """A data set or data file that is damaged or not what it should be."""
+
+
+class DataNotFoundError(DataError, FileNotFoundError):
+    """A data set or data file that is not there."""
+
+
+class CheckpointError(ToolkitError, ValueError):
+    """A checkpoint that is damaged, foreign, or does not fit the model."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """A checkpoint that is not there."""
+
+
+class AdapterError(ToolkitError, ValueError):
+    """An adapter that does not fit the model, or an adapter file that cannot be read."""
+
+
+class ModelError(ToolkitError, ValueError):
+    """A model on which a learner cannot work (no trainable parameters, no head, wrong shapes)."""
+
+
+class DeviceError(ToolkitError, RuntimeError):
+    """A device that was asked for and is not there."""
+
+
+class DivergenceError(ToolkitError, RuntimeError):
+    """A loss that became NaN or infinite."""
+
+
+class OutputError(ToolkitError, OSError):
+    """A folder or file that cannot be written."""
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """`'; did you mean 'maml'? Known: …'`: the tail of an error about an unknown name."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{hint} Known: {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""The functional bridge, layers that behave under `vmap` and second order, and losses."""

@@ -1,0 +1,43 @@
+"""Losses `loss_fn(predictions, targets) -> scalar`, and the metric that goes with the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+LossFn = Callable[[mx.array, mx.array], mx.array]
+
+
+def cross_entropy_loss(logits: mx.array, targets: mx.array) -> mx.array:
+    """Mean cross entropy of `logits` (..., C) against integer classes `targets` (...).
+
+    Computed as logsumexp − logit of the target in float32, so half-precision logits do not overflow.
+    """
+    logits = logits.astype(mx.float32)
+    picked = mx.take_along_axis(logits, targets.astype(mx.int32)[..., None], axis=-1).squeeze(-1)
+    return mx.mean(mx.logsumexp(logits, axis=-1) - picked)
+
+
+def mse_loss(predictions: mx.array, targets: mx.array) -> mx.array:
+    """Mean squared error; a trailing axis of size 1 that only one side has is ignored."""
+    if predictions.ndim == targets.ndim + 1 and predictions.shape[-1] == 1:
+        predictions = predictions.squeeze(-1)
+    elif targets.ndim == predictions.ndim + 1 and targets.shape[-1] == 1:
+        targets = targets.squeeze(-1)
+    return mx.mean(mx.square(predictions - targets))
+
+
+def is_classification(targets: mx.array) -> bool:
+    """Integer targets are classes; everything else is regression."""
+    return mx.issubdtype(targets.dtype, mx.integer)
+
+
+def default_loss(targets: mx.array) -> LossFn:
+    """Cross entropy for integer targets, mean squared error for float targets."""
+    return cross_entropy_loss if is_classification(targets) else mse_loss
+
+
+def accuracy(logits: mx.array, targets: mx.array) -> mx.array:
+    """Fraction of rows whose largest logit is the target's."""
+    return mx.mean((mx.argmax(logits, axis=-1) == targets).astype(mx.float32))
