@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -11,7 +11,7 @@ from ..errors import TaskSamplingError
 
 
 class Episode(NamedTuple):
-    """One episode, or a stack of episodes with a leading task axis. A plain 4-tuple works wherever one does."""
+    """One episode. A plain 4-tuple works wherever one does."""
 
     support_x: mx.array  # (S, *input)
     support_y: mx.array  # (S,) integer classes, or (S, *output) targets
@@ -19,7 +19,24 @@ class Episode(NamedTuple):
     query_y: mx.array  # (Q,) or (Q, *output)
 
 
-def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[Episode]:
+class EpisodeStack(Episode):
+    """Episodes of equal shape, stacked: every array has a leading task axis."""
+
+    __slots__ = ()
+
+    @property
+    def num_tasks(self) -> int:
+        return self.support_x.shape[0]
+
+    def chunks(self, size: int) -> Iterator[EpisodeStack]:
+        """The stack in pieces of at most `size` tasks, as equal as can be."""
+        count = -(-self.num_tasks // size)
+        size = -(-self.num_tasks // count)
+        for start in range(0, self.num_tasks, size):
+            yield EpisodeStack(*(part[start : start + size] for part in self)) if count > 1 else self
+
+
+def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[EpisodeStack]:
     """Episodes as stacks, one for each combination of shapes and dtypes, in order of first appearance."""
     groups: dict[tuple, list[Sequence[mx.array]]] = {}
     for number, episode in enumerate(episodes):
@@ -35,4 +52,20 @@ def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[Episode]:
                     "both need the same number, at least one"
                 )
         groups.setdefault(tuple((a.shape, a.dtype) for a in episode), []).append(episode)
-    return [Episode(*(mx.stack(parts) for parts in zip(*group, strict=True))) for group in groups.values()]
+    return [EpisodeStack(*(mx.stack(parts) for parts in zip(*group, strict=True))) for group in groups.values()]
+
+
+def as_stacks(episodes: Sequence[Sequence[mx.array]] | EpisodeStack) -> list[EpisodeStack]:
+    """Stacks from one stack, from a list of stacks, or from a list of single episodes (4-tuples)."""
+    if isinstance(episodes, EpisodeStack):
+        return [episodes]
+    if len(episodes) == 4 and all(isinstance(part, mx.array) for part in episodes):
+        if isinstance(episodes, Episode):
+            return stack_episodes([episodes])
+        raise TaskSamplingError(
+            "expected a list of episodes, got one; write [episode], or EpisodeStack(*arrays) for a stack"
+        )
+    if not len(episodes):
+        raise TaskSamplingError("no episodes were given; at least one is needed")
+    stacks: list[EpisodeStack] = [e for e in episodes if isinstance(e, EpisodeStack)]
+    return stacks if len(stacks) == len(episodes) else stack_episodes(episodes)

@@ -1,0 +1,146 @@
+"""Hardware: the BLAS underneath, the devices that are there, memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+from typing import Any
+
+from .errors import DeviceError
+
+# The Linux CPU wheel of MLX carries the reference BLAS (about 6 GFLOP/s). OpenBLAS in the global symbol table
+# before `mlx.core` is imported takes its place (about 170 on the same two cores).
+_OPENBLAS = ("libopenblas.so.0", "libopenblas.so")
+_loaded_blas: str | None = None
+
+# A stack of tasks that keeps the working set of one core's share of the cache is faster than a loop on a CPU;
+# a larger one is not.
+_CPU_BUDGET = 64 << 20
+
+
+def preload_blas() -> str | None:
+    """Load OpenBLAS globally where it is found and `mlx.core` is not imported yet; returns the library's name."""
+    global _loaded_blas
+    if sys.platform != "linux" or "mlx.core" in sys.modules or os.environ.get("EFFICIENTAI_BLAS") == "mlx":
+        return _loaded_blas
+    for name in _OPENBLAS:
+        try:
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        _loaded_blas = name
+        break
+    return _loaded_blas
+
+
+def blas() -> tuple[str, str | None]:
+    """(the BLAS in use on the CPU, how to get a faster one or None)."""
+    if sys.platform == "darwin":
+        return "Accelerate", None
+    if _loaded_blas:
+        return f"OpenBLAS ({_loaded_blas})", None
+    return (
+        "reference BLAS of the MLX wheel (slow)",
+        "install OpenBLAS (Debian, Ubuntu: `apt-get install libopenblas0`), and import efficientai_toolkit before mlx",
+    )
+
+
+def compiles() -> tuple[bool, str]:
+    """(whether `mx.compile` really compiles on the default device, why)."""
+    import mlx.core as mx
+
+    if os.environ.get("MLX_DISABLE_COMPILE") is not None:
+        return False, "MLX_DISABLE_COMPILE is set; unset it"
+    if mx.default_device() == mx.cpu:
+        if shutil.which("g++") or shutil.which("c++") or shutil.which("clang++"):
+            return True, "with the C++ compiler of this machine"
+        return (
+            False,
+            "the CPU backend needs a C++ compiler at run time (Debian, Ubuntu: `apt-get install g++`)",
+        )
+    return True, "on the GPU"
+
+
+def gpu_kind() -> str | None:
+    """ "metal", "cuda" or None."""
+    import mlx.core as mx
+
+    if mx.metal.is_available():
+        return "metal"
+    if hasattr(mx, "cuda") and mx.cuda.is_available():
+        return "cuda"
+    return None
+
+
+def select_device(name: str | None) -> None:
+    """Make "gpu" or "cpu" the default device; None leaves MLX's choice.
+
+    Raises:
+        DeviceError: it is not there.
+    """
+    import mlx.core as mx
+
+    if name is None:
+        return
+    if name not in ("gpu", "cpu"):
+        raise DeviceError(f"unknown device {name!r}; there are 'gpu' and 'cpu'")
+    if name == "gpu" and gpu_kind() is None:
+        raise DeviceError(f"Metal not available, nor CUDA: this machine has only {chip()} (--device cpu)")
+    mx.set_default_device(mx.gpu if name == "gpu" else mx.cpu)
+
+
+def chip() -> str:
+    """The processor's name."""
+    if sys.platform == "darwin":
+        import subprocess
+
+        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        return done.stdout.strip() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            for line in info:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device_info() -> dict[str, Any]:
+    """The default device, its name, memory in bytes, BLAS and whether compiling works; plain JSON."""
+    import mlx.core as mx
+
+    kind = gpu_kind()
+    on_gpu = mx.default_device() == mx.gpu and kind is not None
+    details = mx.device_info() if on_gpu else {}
+    works, why = compiles()
+    return {
+        "device": kind if on_gpu else "cpu",
+        "name": str(details.get("device_name") or details.get("name") or chip()),
+        "memory_bytes": int(details.get("memory_size") or details.get("total_memory") or total_memory()),
+        "cores": os.cpu_count(),
+        "blas": blas()[0],
+        "compiles": works,
+        "compiles_why": why,
+        "gpu": kind,
+    }
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine; 0 where that cannot be known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def memory_budget() -> int:
+    """Bytes that one stacked graph may take: a cache-sized share on a CPU, half of a GPU's memory."""
+    import mlx.core as mx
+
+    if mx.default_device() == mx.cpu:
+        return _CPU_BUDGET
+    return int(device_info()["memory_bytes"]) // 2 or (4 << 30)

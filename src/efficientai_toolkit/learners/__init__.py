@@ -1,0 +1,26 @@
+"""Learners, one paper a file. To add one: its file, and its line in `LEARNERS`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigurationError, did_you_mean
+
+if TYPE_CHECKING:
+    from .base import MetaLearner
+
+LEARNERS = {
+    "anil": "anil:ANILLearner",
+    "fomaml": "fomaml:FOMAMLLearner",
+    "maml": "maml:MAMLLearner",
+    "reptile": "reptile:ReptileLearner",
+}
+
+
+def learner_class(name: str) -> type[MetaLearner]:
+    """The class of a learner by its name in configuration."""
+    if name not in LEARNERS:
+        raise ConfigurationError(f"unknown algorithm {name!r}{did_you_mean(name, LEARNERS)}")
+    module, _, attribute = LEARNERS[name].partition(":")
+    return getattr(import_module(f".{module}", __name__), attribute)

@@ -1,0 +1,463 @@
+"""`MetaLearner`: the thin stateful shell around a `Learner`. It owns the model, the optimiser and the step count."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from ..checkpoint import read_npz, write_npz
+from ..devices import memory_budget
+from ..errors import CheckpointError, ConfigurationError, ModelError, TaskSamplingError, did_you_mean
+from ..nn.functional import Parameters, clone, trainable, update
+from ..nn.losses import LossFn, accuracy, is_classification
+from ..nn.trees import check_fit, flatten, unflatten
+from ..optimizers import outer_optimizer as make_optimizer
+from ..optimizers import pure_update
+from ..tasks.episode import EpisodeStack, as_stacks
+from .learner import Learner, Meta, Metrics, Problem, apply_fast, bind, map_tasks
+
+Episodes = Sequence[Sequence[mx.array]] | EpisodeStack
+ADAPTATION_STEPS = (0, 1, 3, 5, 10)
+
+
+class MetaLearner:
+    """Meta-trains `model`'s trainable parameters; each subclass brings one algorithm by its `build`.
+
+    Args:
+        model: any `mlx.nn.Module`; what it has frozen stays as it is.
+        inner_lr: rate of the inner steps.
+        outer_lr: rate of the outer optimiser, or a schedule (step → rate) of `mlx.optimizers`.
+        num_inner_steps: inner steps of meta-training, and of `adapt` where nothing else is said.
+        outer_optimizer: an `mlx.optimizers.Optimizer`, or the name of one ("adam", "sgd", "adamw", …).
+        seed: of everything random (dropout, minibatches, what the learner initialises).
+        gradient_clip: largest global norm of the meta-gradient; None leaves it alone.
+        head: path of the model's head, for learners that need it and models that do not name it.
+        chunk: tasks whose meta-gradient is one stacked graph; None chooses by size and device. The result is
+            the same to rounding; 1 loops over the tasks with one compiled graph, which a large model on a CPU likes.
+        compile: trace each step once with `mx.compile`.
+        options: of the algorithm; see the subclass.
+    """
+
+    algorithm: ClassVar[str]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inner_lr: float = 0.01,
+        outer_lr: float | Callable[[mx.array], mx.array] = 0.001,
+        num_inner_steps: int = 5,
+        *,
+        outer_optimizer: Any = None,
+        seed: int = 0,
+        gradient_clip: float | None = None,
+        head: str | None = None,
+        chunk: int | None = None,
+        compile: bool = True,
+        **options: Any,
+    ):
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"model must be an mlx.nn.Module, got {type(model).__name__}")
+        _check_positive(
+            inner_lr=inner_lr, outer_lr=None if callable(outer_lr) else outer_lr, gradient_clip=gradient_clip
+        )
+        if num_inner_steps < 0 or int(num_inner_steps) != num_inner_steps:
+            raise ConfigurationError(f"num_inner_steps must be a whole number of at least 0, got {num_inner_steps}")
+        if chunk is not None and chunk < 1:
+            raise ConfigurationError(f"chunk must be at least 1, got {chunk}")
+        self._check_options(options)
+        params = trainable(model)
+        if not params:
+            raise ModelError(f"{type(model).__name__} has no trainable parameters: a learner adapts exactly those")
+        self.inner_lr, self.num_inner_steps, self.seed = inner_lr, int(num_inner_steps), int(seed)
+        self.gradient_clip, self.options, self.chunk = gradient_clip, options, chunk
+        self.iteration = 0
+        self._model, self._head, self._compile = model, head, compile
+        self.learner: Learner = self.build(**options)
+        self._meta: Meta = self.learner.init(params, key=mx.random.key(self.seed))
+        self._optimizer = make_optimizer(outer_optimizer, outer_lr)
+        self._optimizer.init(self._meta)
+        self._optimizer_state: Any = dict(self._optimizer.state)
+        self._task_bytes: dict[str, int] = {}
+        self.rebuild()
+        mx.eval(self._meta, self._optimizer_state)
+
+    def build(self, **options: Any) -> Learner:
+        """The algorithm as a value, from its options; keyword-only, so that their names and defaults stand once."""
+        raise TypeError(f"{type(self).__name__} is not an algorithm; use a subclass")
+
+    @classmethod
+    def option_names(cls) -> dict[str, Any]:
+        """Name → default of the algorithm's options."""
+        parameters = inspect.signature(cls.build).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @classmethod
+    def _check_options(cls, options: Mapping[str, Any]) -> None:
+        known = cls.option_names()
+        for name in options:
+            if name not in known:
+                raise ConfigurationError(f"{cls.__name__} has no option {name!r}{did_you_mean(name, known)}")
+
+    # --- what it holds -------------------------------------------------------------------------------------------
+
+    @property
+    def meta(self) -> Meta:
+        """Everything that is meta-learned: {"model": θ, "rule": …}."""
+        return self._meta
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, with the meta-learned weights in it."""
+        update(self._model, self._meta["model"])
+        return self._model
+
+    @property
+    def num_trainable(self) -> int:
+        """Numbers that an adaptation may change."""
+        return sum(value.size for value in self._meta["model"].values())
+
+    def rebuild(self) -> None:
+        """Forget every compiled graph. Call it after changing frozen weights: graphs keep the old ones."""
+        self._graphs: dict[Any, Callable] = {}
+        self._problems: dict[LossFn | None, Problem] = {}
+
+    def problem(self, loss_fn: LossFn | None = None) -> Problem:
+        """The model and `loss_fn` as pure functions."""
+        if loss_fn not in self._problems:
+            self._problems[loss_fn] = bind(self._model, loss_fn, self._head)
+        return self._problems[loss_fn]
+
+    # --- meta-training -------------------------------------------------------------------------------------------
+
+    def meta_train_step(self, episodes: Episodes, loss_fn: LossFn | None = None) -> dict[str, float]:
+        """One outer step on a meta-batch: a list of episodes (4-tuples), stacks of them, or one stack.
+
+        Returns:
+            means over the tasks: `query_loss`, `support_loss` (both after adaptation), `query_accuracy` for
+            classification; and `param_diff` (L2 norm of the change of all that is meta-learned), `grad_norm`.
+        """
+        return {name: value.item() for name, value in self.meta_update(as_stacks(episodes), loss_fn).items()}
+
+    def meta_update(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None = None) -> Metrics:
+        """`meta_train_step` on stacks, lazily: nothing is waited for, so steps can be queued with `mx.async_eval`."""
+        whole = len(stacks) == 1 and self._chunk_of(stacks[0], loss_fn) >= stacks[0].num_tasks
+        if whole:
+            step = self._graph(("step", loss_fn), lambda: self._whole_step(loss_fn))
+            metrics, meta, state = step(self._meta, self._optimizer_state, self._counter(), tuple(stacks[0]))
+        else:
+            metrics, grads = self._accumulate(stacks, loss_fn)
+            norms, meta, state = self._graph("apply", lambda: self._apply)(self._meta, self._optimizer_state, grads)
+            metrics |= norms
+        self._meta, self._optimizer_state = meta, state
+        self.iteration += 1
+        return metrics
+
+    def meta_gradient(self, episodes: Episodes, loss_fn: LossFn | None = None) -> tuple[Metrics, Parameters]:
+        """Metrics and the meta-gradient `{"model/…": …, "rule/…": …}` of a meta-batch; changes nothing."""
+        metrics, grads = self._accumulate(as_stacks(episodes), loss_fn)
+        return metrics, flatten(grads)
+
+    def meta_train(
+        self,
+        tasks: Any,
+        loss_fn: LossFn | None = None,
+        num_iterations: int | None = None,
+        *,
+        meta_batch_size: int = 4,
+    ) -> dict[str, list[float]]:
+        """The loop for those who want no loop.
+
+        Args:
+            tasks: a `TaskDistribution` (1000 meta-batches of it unless `num_iterations` says otherwise), or a list
+                of episodes (each seen once, or cycled through for `num_iterations`).
+            loss_fn: default by the targets.
+            num_iterations: outer steps.
+            meta_batch_size: tasks an outer step.
+
+        Returns:
+            every metric's history, one value an iteration.
+        """
+        if hasattr(tasks, "batch_at"):
+            start, count = self.iteration, 1000 if num_iterations is None else num_iterations
+            batches = (tasks.batch_at(start + i, meta_batch_size) for i in range(count))
+        else:
+            batches = _cycle(list(tasks), meta_batch_size, num_iterations)
+        history: list[Metrics] = []
+        for stacks in batches:
+            history.append(self.meta_update(stacks, loss_fn))
+            mx.async_eval(self._meta, self._optimizer_state, history[-1])
+            if len(history) > 1:
+                mx.eval(history[-2])  # at most two steps in flight
+        return {name: [row[name].item() for row in history] for name in (history[-1] if history else {})}
+
+    def _counter(self) -> mx.array:
+        """The key of this iteration: a pure function of seed and iteration, so nothing random needs saving."""
+        return mx.array([self.seed & 0xFFFFFFFF, self.iteration], dtype=mx.uint32)
+
+    def _gradient(self, loss_fn: LossFn | None) -> Callable:
+        problem, learner, num_steps = self.problem(loss_fn), self.learner, self.num_inner_steps
+
+        def gradient(meta, keys, iteration, stack):
+            metrics, grads = learner.meta_grad(
+                learner,
+                problem,
+                meta,
+                EpisodeStack(*stack),
+                keys=keys,
+                num_steps=num_steps,
+                iteration=iteration,
+            )
+            return {name: mx.mean(value) for name, value in metrics.items()}, grads
+
+        return gradient
+
+    def _apply(self, meta: Meta, state: Any, grads: Meta) -> tuple[Metrics, Meta, Any]:
+        norm = _norm(grads)
+        if self.gradient_clip is not None:
+            scale = mx.minimum(1.0, self.gradient_clip / (norm + 1e-6))
+            grads = tree_map(lambda g: g * scale, grads)
+        new, state = pure_update(self._optimizer, state, grads, meta)
+        return {"param_diff": _norm(tree_map(mx.subtract, new, meta)), "grad_norm": norm}, new, state
+
+    def _whole_step(self, loss_fn: LossFn | None) -> Callable:
+        gradient = self._gradient(loss_fn)
+
+        def step(meta, state, counter, stack):
+            keys = mx.random.split(counter, stack[0].shape[0])
+            metrics, grads = gradient(meta, keys, counter[1], stack)
+            norms, meta, state = self._apply(meta, state, grads)
+            return metrics | norms, meta, state
+
+        return step
+
+    def _accumulate(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None) -> tuple[Metrics, Meta]:
+        """Mean gradient over all tasks, chunk by chunk; each is evaluated before the next is begun."""
+        gradient = self._graph(("gradient", loss_fn), lambda: self._gradient(loss_fn))
+        counter, count = self._counter(), sum(stack.num_tasks for stack in stacks)
+        keys, first, grads = mx.random.split(counter, count), 0, None
+        rows: list[tuple[int, Metrics]] = []
+        for stack in stacks:
+            for part in stack.chunks(self._chunk_of(stack, loss_fn)):
+                n = part.num_tasks
+                metrics, more = gradient(self._meta, keys[first : first + n], counter[1], tuple(part))
+                more = tree_map(lambda g, n=n: g * (n / count), more)
+                grads = more if grads is None else tree_map(mx.add, grads, more)
+                mx.eval(grads, metrics)
+                rows.append((n, metrics))
+                first += n
+        return _weighted_means(rows), grads  # type: ignore[return-value]
+
+    # --- adaptation ----------------------------------------------------------------------------------------------
+
+    def adapt(
+        self,
+        support_x: Any,
+        support_y: mx.array | None = None,
+        loss_fn: LossFn | None = None,
+        num_steps: int | None = None,
+    ) -> nn.Module:
+        """An adapted copy of the model; the learner and its model stay as they are.
+
+        Args:
+            support_x: (S, *input); or the pair (x, y).
+            support_y: (S,) classes or (S, *output) targets.
+            loss_fn: default by the targets.
+            num_steps: default: as in meta-training.
+        """
+        if support_y is None:
+            if not isinstance(support_x, (tuple, list)) or len(support_x) != 2:
+                raise TaskSamplingError("adapt needs support_x and support_y, or the pair (x, y) as its first argument")
+            support_x, support_y = support_x
+        problem = self.problem(loss_fn)
+        key = mx.random.key(self.seed)
+        steps = self.num_inner_steps if num_steps is None else num_steps
+        fast = self.learner.adapt(problem, self._meta, support_x, support_y, key=key, num_steps=steps)
+        mx.eval(fast)
+        adapted = clone(self.model)
+        if self.learner.predict is apply_fast:
+            update(adapted, fast)
+            return adapted
+        return AdaptedModel(adapted, self.learner, fast, loss_fn, self._head)
+
+    def evaluate(
+        self,
+        episodes: Episodes,
+        loss_fn: LossFn | None = None,
+        num_adaptation_steps: Sequence[int] = ADAPTATION_STEPS,
+    ) -> dict[str, float]:
+        """Query loss and accuracy after each number of inner steps, means over the episodes.
+
+        Returns:
+            `step_{k}_loss`, `step_{k}_acc` (classification), each with its `_ci95` (half-width of the 95 % interval
+            of the mean over tasks, 1.96 standard errors), and `final_loss`, the loss after the most steps.
+        """
+        report: dict[str, float] = {}
+        for name, values in self.evaluate_per_task(episodes, loss_fn, num_adaptation_steps).items():
+            report[name] = float(values.mean())
+            report[f"{name}_ci95"] = float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+        report["final_loss"] = report[f"step_{max(num_adaptation_steps)}_loss"]
+        return report
+
+    def evaluate_per_task(
+        self,
+        episodes: Episodes,
+        loss_fn: LossFn | None = None,
+        num_adaptation_steps: Sequence[int] = ADAPTATION_STEPS,
+    ) -> dict[str, np.ndarray]:
+        """`step_{k}_loss` and `step_{k}_acc` of every episode, each (tasks,), grouped by shape where shapes differ."""
+        steps = tuple(sorted(set(num_adaptation_steps)))
+        if not steps or steps[0] < 0:
+            raise ConfigurationError(f"num_adaptation_steps must be whole numbers of at least 0, got {list(steps)}")
+        run = self._graph(("evaluate", loss_fn, steps), lambda: self._evaluation(loss_fn, steps))
+        rows: dict[str, list[np.ndarray]] = {}
+        seen = 0
+        for stack in as_stacks(episodes):
+            for part in stack.chunks(self._chunk_of(stack, loss_fn, forward=True)):
+                keys = mx.random.split(mx.array([self.seed & 0xFFFFFFFF, seen], dtype=mx.uint32), part.num_tasks)
+                for name, values in run(self._meta, keys, tuple(part)).items():
+                    rows.setdefault(name, []).append(np.array(values))
+                seen += part.num_tasks
+        return {name: np.concatenate(values) for name, values in rows.items()}
+
+    def _evaluation(self, loss_fn: LossFn | None, steps: tuple[int, ...]) -> Callable:
+        problem, learner = self.problem(loss_fn), self.learner
+
+        def task(meta, sx, sy, qx, qy, key):
+            fast: dict[int, Any] = {}
+            last = learner.adapt(problem, meta, sx, sy, key=key, num_steps=steps[-1], each=fast.__setitem__)
+            metrics = {}
+            for k in steps:
+                predictions = learner.predict(problem, fast.get(k, last), qx)
+                metrics[f"step_{k}_loss"] = problem.criterion(predictions, qy)
+                if is_classification(qy):
+                    metrics[f"step_{k}_acc"] = accuracy(predictions, qy)
+            return metrics
+
+        return lambda meta, keys, stack: map_tasks(task, meta, EpisodeStack(*stack), keys)
+
+    # --- graphs and chunks ---------------------------------------------------------------------------------------
+
+    def _graph(self, name: Any, make: Callable[[], Callable]) -> Callable:
+        if name not in self._graphs:
+            function = make()
+            self._graphs[name] = mx.compile(function) if self._compile else function
+        return self._graphs[name]
+
+    def _chunk_of(self, stack: EpisodeStack, loss_fn: LossFn | None, forward: bool = False) -> int:
+        """Tasks a graph: all of them where they fit in the device's budget, else as many as do (on a CPU: one)."""
+        count = stack.num_tasks
+        if self.chunk is not None or count == 1:
+            return min(self.chunk or 1, count)
+        shapes = ",".join(str(a.shape[1:]) for a in stack)
+        if shapes not in self._task_bytes:
+            self._task_bytes[shapes] = self._measure(stack, loss_fn)
+        fit = max(1, memory_budget() // max(1, self._task_bytes[shapes]))
+        if fit >= count or (forward and fit >= 8):
+            return min(fit, count)
+        return 1 if mx.default_device() == mx.cpu else fit
+
+    def _measure(self, stack: EpisodeStack, loss_fn: LossFn | None) -> int:
+        """Peak bytes of one task's meta-gradient, run once without compiling."""
+        part = tuple(a[:1] for a in stack)
+        mx.eval(part, self._meta)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(self._gradient(loss_fn)(self._meta, mx.random.split(self._counter(), 1), mx.array(0), part))
+        return max(0, mx.get_peak_memory() - before)
+
+    # --- persistence ---------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, mx.array]:
+        """Every array to be saved, flat: `model/…`, `rule/…`, `optimizer/…`, `rng/counter` (seed, iteration)."""
+        return flatten({**self._meta, "optimizer": self._optimizer_state, "rng": {"counter": self._counter()}})
+
+    def load_state(self, arrays: Mapping[str, mx.array]) -> None:
+        """Take over what `state` gave; names, shapes and dtypes must fit."""
+        own = self.state()
+        check_fit(arrays, own, f"this {type(self).__name__} over {type(self._model).__name__}")
+        tree = unflatten(arrays, {**self._meta, "optimizer": self._optimizer_state})
+        self._meta = {"model": tree["model"], "rule": tree["rule"]}
+        self._optimizer_state = tree["optimizer"]
+        self.seed, self.iteration = (int(n) for n in arrays["rng/counter"].tolist())  # type: ignore[union-attr]
+        update(self._model, self._meta["model"])
+        self.rebuild()
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint's header says of the learner; plain JSON."""
+        shapes = {path: list(value.shape) for path, value in self._meta["model"].items()}
+        return {
+            "algorithm": self.algorithm,
+            "inner_lr": self.inner_lr,
+            "num_inner_steps": self.num_inner_steps,
+            "options": self.options,
+            "iteration": self.iteration,
+            "task_bytes": self._task_bytes,
+            "model": {"class": type(self._model).__name__, "parameters": shapes},
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint (`.npz`, no pickle, replaced atomically)."""
+        write_npz(Path(path), self.state(), {"learner": self.describe()})
+
+    def load(self, path: str | Path) -> None:
+        """Take over a checkpoint of the same algorithm, model and optimiser."""
+        arrays, header = read_npz(Path(path))
+        learner = header.get("learner", {})
+        if learner.get("algorithm") != self.algorithm:
+            raise CheckpointError(f"{path} was made by {learner.get('algorithm')!r}, not by {self.algorithm!r}")
+        self.load_state(arrays)
+        self._task_bytes = dict(learner.get("task_bytes", {}))  # so that a resumed run cuts its stacks alike
+
+
+class AdaptedModel(nn.Module):
+    """A model together with a learner's fast state that is not weights (prototypes, a closed-form head, …)."""
+
+    def __init__(self, model: nn.Module, learner: Learner, fast: Any, loss_fn: LossFn | None, head: str | None):
+        super().__init__()
+        self.model = model
+        self._learner, self._fast = learner, fast
+        self._problem = bind(model, loss_fn, head)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self._learner.predict(self._problem, self._fast, x)
+
+
+def _weighted_means(rows: Sequence[tuple[int, Metrics]]) -> Metrics:
+    """Means over all tasks of what each group of tasks (count, means) reports; not every group reports everything."""
+    means = {}
+    for name in dict.fromkeys(name for _, metrics in rows for name in metrics):
+        having = [(n, metrics[name]) for n, metrics in rows if name in metrics]
+        means[name] = sum(n * value for n, value in having) / sum(n for n, _ in having)  # type: ignore[operator]
+    return means
+
+
+def _cycle(episodes: list, size: int, num_iterations: int | None) -> Iterator[list[EpisodeStack]]:
+    """Meta-batches of `size` episodes: one pass, or round and round for `num_iterations`."""
+    if not episodes:
+        raise TaskSamplingError("no episodes were given; meta-training needs at least one")
+    count = -(-len(episodes) // size) if num_iterations is None else num_iterations
+    if num_iterations is None:
+        source: Iterator = iter(episodes)
+    else:
+        source = itertools.cycle(episodes)
+    for _ in range(count):
+        yield as_stacks(list(itertools.islice(source, size)))
+
+
+def _check_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigurationError(f"{name} must be a positive number, got {value}")
+
+
+def _norm(tree: Any) -> mx.array:
+    return mx.sqrt(sum(mx.sum(mx.square(leaf)) for leaf in flatten(tree).values()))  # type: ignore[arg-type]

@@ -1,0 +1,78 @@
+"""How an inner step turns a gradient into new weights.
+
+A rule is a triple of pure functions over flat parameters. `init` gives the arrays that the rule *meta-learns*
+(rates, curvature, …; often none), `start` the state of one adaptation (momentum, moments; often none) and `update`
+one step. What is meta-learned is differentiated through like the weights themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..nn.functional import Parameters
+
+RuleParameters = dict[str, mx.array]
+
+
+def _nothing(*_: Any, **__: Any) -> dict:
+    return {}
+
+
+class UpdateRule(NamedTuple):
+    update: Callable[..., tuple[Parameters, Any]]  # (rule, state, grads, params, step) -> (params, state)
+    init: Callable[..., RuleParameters] = _nothing  # (params, *, key) -> rule
+    start: Callable[..., Any] = _nothing  # (params) -> state
+
+
+def sgd(learning_rate: float) -> UpdateRule:
+    """θ ← θ − α ∇L, one fixed rate."""
+
+    def update(rule, state, grads, params, step):
+        return {path: p - learning_rate * grads[path] for path, p in params.items()}, state
+
+    return UpdateRule(update)
+
+
+def momentum(learning_rate: float, beta: float = 0.9) -> UpdateRule:
+    """v ← β v + ∇L; θ ← θ − α v (heavy ball)."""
+
+    def start(params):
+        return {path: mx.zeros_like(p) for path, p in params.items()}
+
+    def update(rule, state, grads, params, step):
+        state = {path: beta * v + grads[path] for path, v in state.items()}
+        return {path: p - learning_rate * state[path] for path, p in params.items()}, state
+
+    return UpdateRule(update, start=start)
+
+
+def adam(learning_rate: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> UpdateRule:
+    """Adam (Kingma & Ba 2015) with bias correction, its moments started afresh for every adaptation.
+
+    `beta1=0` is the inner optimiser of Reptile's published runs. The square root is taken of v + eps², so that the
+    second-order gradient exists where a weight's gradient is zero.
+    """
+
+    def start(params):
+        zeros = {path: mx.zeros_like(p) for path, p in params.items()}
+        return (zeros, zeros) if beta1 else ({}, zeros)
+
+    def update(rule, state, grads, params, step):
+        first, second = state
+        first = {path: beta1 * m + (1 - beta1) * grads[path] for path, m in first.items()}
+        second = {path: beta2 * v + (1 - beta2) * mx.square(grads[path]) for path, v in second.items()}
+        mean = first or grads
+        scale1, scale2 = 1 / (1 - beta1 ** (step + 1)), 1 / (1 - beta2 ** (step + 1))
+        params = {
+            path: p - learning_rate * scale1 * mean[path] / mx.sqrt(scale2 * second[path] + eps**2)
+            for path, p in params.items()
+        }
+        return params, (first, second)
+
+    return UpdateRule(update, start=start)
+
+
+UPDATE_RULES: dict[str, Callable[..., UpdateRule]] = {"sgd": sgd, "momentum": momentum, "adam": adam}
