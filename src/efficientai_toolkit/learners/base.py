@@ -145,7 +145,7 @@ class MetaLearner:
             means over the tasks: `query_loss`, `support_loss` (both after adaptation), `query_accuracy` for
             classification; and `param_diff` (L2 norm of the change of all that is meta-learned), `grad_norm`.
         """
-        return {name: value.item() for name, value in self.meta_update(as_stacks(episodes), loss_fn).items()}
+        return {name: float(value.item()) for name, value in self.meta_update(as_stacks(episodes), loss_fn).items()}
 
     def meta_update(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None = None) -> Metrics:
         """`meta_train_step` on stacks, lazily: nothing is waited for, so steps can be queued with `mx.async_eval`."""
@@ -197,7 +197,7 @@ class MetaLearner:
             mx.async_eval(self._meta, self._optimizer_state, history[-1])
             if len(history) > 1:
                 mx.eval(history[-2])  # at most two steps in flight
-        return {name: [row[name].item() for row in history] for name in (history[-1] if history else {})}
+        return {name: [float(row[name].item()) for row in history] for name in (history[-1] if history else {})}
 
     def _counter(self) -> mx.array:
         """The key of this iteration: a pure function of seed and iteration, so nothing random needs saving."""
