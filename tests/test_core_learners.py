@@ -194,7 +194,7 @@ def test_same_seed_same_bits_and_dropout_differs_by_task():
         def __init__(self):
             super().__init__()
             self.drop, self.head = Dropout(0.5), nn.Linear(2, 2)
-            self.head.weight = mx.eye(2)
+            self.head.weight, self.head.bias = mx.eye(2), mx.zeros(2)
 
         def __call__(self, x):
             return self.head(self.drop(x))
