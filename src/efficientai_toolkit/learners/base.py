@@ -12,18 +12,16 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
 
 from ..checkpoint import read_npz, write_npz
-from ..devices import memory_budget
 from ..errors import CheckpointError, ConfigurationError, ModelError, TaskSamplingError, did_you_mean
 from ..nn.functional import Parameters, clone, trainable, update
-from ..nn.losses import LossFn, accuracy, is_classification
+from ..nn.losses import LossFn
 from ..nn.trees import check_fit, flatten, unflatten
 from ..optimizers import outer_optimizer as make_optimizer
-from ..optimizers import pure_update
 from ..tasks.episode import EpisodeStack, as_stacks
-from .learner import Learner, Meta, Metrics, Problem, apply_fast, bind, map_tasks
+from .graphs import Graphs
+from .learner import Learner, Meta, Metrics, Problem, apply_fast, bind
 
 Episodes = Sequence[Sequence[mx.array]] | EpisodeStack
 ADAPTATION_STEPS = (0, 1, 3, 5, 10)
@@ -125,16 +123,27 @@ class MetaLearner:
         """Numbers that an adaptation may change."""
         return sum(value.size for value in self._meta["model"].values())
 
+    @property
+    def _counter(self) -> mx.array:
+        """The key of this iteration: a pure function of seed and iteration, so nothing random needs saving."""
+        return mx.array([self.seed & 0xFFFFFFFF, self.iteration], dtype=mx.uint32)
+
     def rebuild(self) -> None:
         """Forget every compiled graph. Call it after changing frozen weights: graphs keep the old ones."""
-        self._graphs: dict[Any, Callable] = {}
-        self._problems: dict[LossFn | None, Problem] = {}
+        self._graphs = Graphs(
+            self.learner,
+            lambda loss_fn: bind(self._model, loss_fn, self._head),
+            self._optimizer,
+            num_steps=self.num_inner_steps,
+            gradient_clip=self.gradient_clip,
+            chunk=self.chunk,
+            task_bytes=self._task_bytes,
+            compiled=self._compile,
+        )
 
     def problem(self, loss_fn: LossFn | None = None) -> Problem:
         """The model and `loss_fn` as pure functions."""
-        if loss_fn not in self._problems:
-            self._problems[loss_fn] = bind(self._model, loss_fn, self._head)
-        return self._problems[loss_fn]
+        return self._graphs.problem(loss_fn)
 
     # --- meta-training -------------------------------------------------------------------------------------------
 
@@ -145,25 +154,19 @@ class MetaLearner:
             means over the tasks: `query_loss`, `support_loss` (both after adaptation), `query_accuracy` for
             classification; and `param_diff` (L2 norm of the change of all that is meta-learned), `grad_norm`.
         """
-        return {name: float(value.item()) for name, value in self.meta_update(as_stacks(episodes), loss_fn).items()}
+        return {name: float(value) for name, value in self.meta_update(as_stacks(episodes), loss_fn).items()}
 
     def meta_update(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None = None) -> Metrics:
         """`meta_train_step` on stacks, lazily: nothing is waited for, so steps can be queued with `mx.async_eval`."""
-        whole = len(stacks) == 1 and self._chunk_of(stacks[0], loss_fn) >= stacks[0].num_tasks
-        if whole:
-            step = self._graph(("step", loss_fn), lambda: self._whole_step(loss_fn))
-            metrics, meta, state = step(self._meta, self._optimizer_state, self._counter(), tuple(stacks[0]))
-        else:
-            metrics, grads = self._accumulate(stacks, loss_fn)
-            norms, meta, state = self._graph("apply", lambda: self._apply)(self._meta, self._optimizer_state, grads)
-            metrics |= norms
-        self._meta, self._optimizer_state = meta, state
+        metrics, self._meta, self._optimizer_state = self._graphs.update(
+            self._meta, self._optimizer_state, stacks, loss_fn, self._counter
+        )
         self.iteration += 1
         return metrics
 
     def meta_gradient(self, episodes: Episodes, loss_fn: LossFn | None = None) -> tuple[Metrics, Parameters]:
         """Metrics and the meta-gradient `{"model/…": …, "rule/…": …}` of a meta-batch; changes nothing."""
-        metrics, grads = self._accumulate(as_stacks(episodes), loss_fn)
+        metrics, grads = self._graphs.gradient(self._meta, as_stacks(episodes), loss_fn, self._counter)
         return metrics, flatten(grads)
 
     def meta_train(
@@ -197,64 +200,7 @@ class MetaLearner:
             mx.async_eval(self._meta, self._optimizer_state, history[-1])
             if len(history) > 1:
                 mx.eval(history[-2])  # at most two steps in flight
-        return {name: [float(row[name].item()) for row in history] for name in (history[-1] if history else {})}
-
-    def _counter(self) -> mx.array:
-        """The key of this iteration: a pure function of seed and iteration, so nothing random needs saving."""
-        return mx.array([self.seed & 0xFFFFFFFF, self.iteration], dtype=mx.uint32)
-
-    def _gradient(self, loss_fn: LossFn | None) -> Callable:
-        problem, learner, num_steps = self.problem(loss_fn), self.learner, self.num_inner_steps
-
-        def gradient(meta, keys, iteration, stack):
-            metrics, grads = learner.meta_grad(
-                learner,
-                problem,
-                meta,
-                EpisodeStack(*stack),
-                keys=keys,
-                num_steps=num_steps,
-                iteration=iteration,
-            )
-            return {name: mx.mean(value) for name, value in metrics.items()}, grads
-
-        return gradient
-
-    def _apply(self, meta: Meta, state: Any, grads: Meta) -> tuple[Metrics, Meta, Any]:
-        norm = _norm(grads)
-        if self.gradient_clip is not None:
-            scale = mx.minimum(1.0, self.gradient_clip / (norm + 1e-6))
-            grads = tree_map(lambda g: g * scale, grads)
-        new, state = pure_update(self._optimizer, state, grads, meta)
-        return {"param_diff": _norm(tree_map(mx.subtract, new, meta)), "grad_norm": norm}, new, state
-
-    def _whole_step(self, loss_fn: LossFn | None) -> Callable:
-        gradient = self._gradient(loss_fn)
-
-        def step(meta, state, counter, stack):
-            keys = mx.random.split(counter, stack[0].shape[0])
-            metrics, grads = gradient(meta, keys, counter[1], stack)
-            norms, meta, state = self._apply(meta, state, grads)
-            return metrics | norms, meta, state
-
-        return step
-
-    def _accumulate(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None) -> tuple[Metrics, Meta]:
-        """Mean gradient over all tasks, chunk by chunk; each is evaluated before the next is begun."""
-        gradient = self._graph(("gradient", loss_fn), lambda: self._gradient(loss_fn))
-        counter, count = self._counter(), sum(stack.num_tasks for stack in stacks)
-        keys, first, grads = mx.random.split(counter, count), 0, None
-        rows: list[tuple[int, Metrics]] = []
-        for stack in stacks:
-            for part in stack.chunks(self._chunk_of(stack, loss_fn)):
-                n = part.num_tasks
-                metrics, more = gradient(self._meta, keys[first : first + n], counter[1], tuple(part))
-                more = tree_map(lambda g, n=n: g * (n / count), more)
-                grads = more if grads is None else tree_map(mx.add, grads, more)
-                mx.eval(grads, metrics)
-                rows.append((n, metrics))
-                first += n
-        return _weighted_means(rows), grads  # type: ignore[return-value]
+        return {name: [float(row[name]) for row in history] for name in (history[-1] if history else {})}
 
     # --- adaptation ----------------------------------------------------------------------------------------------
 
@@ -317,68 +263,13 @@ class MetaLearner:
         steps = tuple(sorted(set(num_adaptation_steps)))
         if not steps or steps[0] < 0:
             raise ConfigurationError(f"num_adaptation_steps must be whole numbers of at least 0, got {list(steps)}")
-        run = self._graph(("evaluate", loss_fn, steps), lambda: self._evaluation(loss_fn, steps))
-        rows: dict[str, list[np.ndarray]] = {}
-        seen = 0
-        for stack in as_stacks(episodes):
-            for part in stack.chunks(self._chunk_of(stack, loss_fn, forward=True)):
-                keys = mx.random.split(mx.array([self.seed & 0xFFFFFFFF, seen], dtype=mx.uint32), part.num_tasks)
-                for name, values in run(self._meta, keys, tuple(part)).items():
-                    rows.setdefault(name, []).append(np.array(values))
-                seen += part.num_tasks
-        return {name: np.concatenate(values) for name, values in rows.items()}
-
-    def _evaluation(self, loss_fn: LossFn | None, steps: tuple[int, ...]) -> Callable:
-        problem, learner = self.problem(loss_fn), self.learner
-
-        def task(meta, sx, sy, qx, qy, key):
-            fast: dict[int, Any] = {}
-            last = learner.adapt(problem, meta, sx, sy, key=key, num_steps=steps[-1], each=fast.__setitem__)
-            metrics = {}
-            for k in steps:
-                predictions = learner.predict(problem, fast.get(k, last), qx)
-                metrics[f"step_{k}_loss"] = problem.criterion(predictions, qy)
-                if is_classification(qy):
-                    metrics[f"step_{k}_acc"] = accuracy(predictions, qy)
-            return metrics
-
-        return lambda meta, keys, stack: map_tasks(task, meta, EpisodeStack(*stack), keys)
-
-    # --- graphs and chunks ---------------------------------------------------------------------------------------
-
-    def _graph(self, name: Any, make: Callable[[], Callable]) -> Callable:
-        if name not in self._graphs:
-            function = make()
-            self._graphs[name] = mx.compile(function) if self._compile else function
-        return self._graphs[name]
-
-    def _chunk_of(self, stack: EpisodeStack, loss_fn: LossFn | None, forward: bool = False) -> int:
-        """Tasks a graph: all of them where they fit in the device's budget, else as many as do (on a CPU: one)."""
-        count = stack.num_tasks
-        if self.chunk is not None or count == 1:
-            return min(self.chunk or 1, count)
-        shapes = ",".join(str(a.shape[1:]) for a in stack)
-        if shapes not in self._task_bytes:
-            self._task_bytes[shapes] = self._measure(stack, loss_fn)
-        fit = max(1, memory_budget() // max(1, self._task_bytes[shapes]))
-        if fit >= count or (forward and fit >= 8):
-            return min(fit, count)
-        return 1 if mx.default_device() == mx.cpu else fit
-
-    def _measure(self, stack: EpisodeStack, loss_fn: LossFn | None) -> int:
-        """Peak bytes of one task's meta-gradient, run once without compiling."""
-        part = tuple(a[:1] for a in stack)
-        mx.eval(part, self._meta)
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        mx.eval(self._gradient(loss_fn)(self._meta, mx.random.split(self._counter(), 1), mx.array(0), part))
-        return max(0, mx.get_peak_memory() - before)
+        return self._graphs.evaluate(self._meta, as_stacks(episodes), loss_fn, steps, self.seed)
 
     # --- persistence ---------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, mx.array]:
         """Every array to be saved, flat: `model/…`, `rule/…`, `optimizer/…`, `rng/counter` (seed, iteration)."""
-        return flatten({**self._meta, "optimizer": self._optimizer_state, "rng": {"counter": self._counter()}})
+        return flatten({**self._meta, "optimizer": self._optimizer_state, "rng": {"counter": self._counter}})
 
     def load_state(self, arrays: Mapping[str, mx.array]) -> None:
         """Take over what `state` gave; names, shapes and dtypes must fit."""
@@ -415,7 +306,8 @@ class MetaLearner:
         if learner.get("algorithm") != self.algorithm:
             raise CheckpointError(f"{path} was made by {learner.get('algorithm')!r}, not by {self.algorithm!r}")
         self.load_state(arrays)
-        self._task_bytes = dict(learner.get("task_bytes", {}))  # so that a resumed run cuts its stacks alike
+        # So that a resumed run cuts its stacks as the first one did.
+        self._task_bytes.update(learner.get("task_bytes", {}))
 
 
 class AdaptedModel(nn.Module):
@@ -429,15 +321,6 @@ class AdaptedModel(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return self._learner.predict(self._problem, self._fast, x)
-
-
-def _weighted_means(rows: Sequence[tuple[int, Metrics]]) -> Metrics:
-    """Means over all tasks of what each group of tasks (count, means) reports; not every group reports everything."""
-    means = {}
-    for name in dict.fromkeys(name for _, metrics in rows for name in metrics):
-        having = [(n, metrics[name]) for n, metrics in rows if name in metrics]
-        means[name] = sum(n * value for n, value in having) / sum(n for n, _ in having)  # type: ignore[operator]
-    return means
 
 
 def _cycle(episodes: list, size: int, num_iterations: int | None) -> Iterator[list[EpisodeStack]]:
@@ -457,7 +340,3 @@ def _check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ConfigurationError(f"{name} must be a positive number, got {value}")
-
-
-def _norm(tree: Any) -> mx.array:
-    return mx.sqrt(sum(mx.sum(mx.square(leaf)) for leaf in flatten(tree).values()))  # type: ignore[arg-type]

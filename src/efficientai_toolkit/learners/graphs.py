@@ -1,0 +1,188 @@
+"""Meta-steps and evaluations as compiled graphs over stacks of tasks, cut into chunks where a stack would not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_map
+
+from ..devices import memory_budget
+from ..nn.losses import LossFn, accuracy, is_classification
+from ..nn.trees import flatten
+from ..optimizers import pure_update
+from ..tasks.episode import EpisodeStack
+from .learner import Learner, Meta, Metrics, Problem, map_tasks
+
+
+class Graphs:
+    """Pure functions of (meta, optimiser state, stacks, counter), traced once for each loss and kept.
+
+    Args:
+        learner: the algorithm.
+        bind: a loss function (or None) -> the problem.
+        optimizer: the outer optimiser; its own state is not used.
+        num_steps: inner steps of meta-training.
+        gradient_clip: largest global norm of the meta-gradient.
+        chunk: tasks a graph; None measures one task and chooses.
+        task_bytes: what was measured, by shapes; filled as stacks come.
+        compiled: use `mx.compile`.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        bind: Callable[[LossFn | None], Problem],
+        optimizer: optim.Optimizer,
+        *,
+        num_steps: int,
+        gradient_clip: float | None,
+        chunk: int | None,
+        task_bytes: dict[str, int],
+        compiled: bool,
+    ):
+        self.learner, self.optimizer, self.num_steps = learner, optimizer, num_steps
+        self.gradient_clip, self.chunk, self.task_bytes = gradient_clip, chunk, task_bytes
+        self._bind, self._compiled = bind, compiled
+        self._problems: dict[LossFn | None, Problem] = {}
+        self._functions: dict[Any, Callable] = {}
+
+    def problem(self, loss_fn: LossFn | None) -> Problem:
+        if loss_fn not in self._problems:
+            self._problems[loss_fn] = self._bind(loss_fn)
+        return self._problems[loss_fn]
+
+    def update(
+        self, meta: Meta, state: Any, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None, counter: mx.array
+    ) -> tuple[Metrics, Meta, Any]:
+        """One outer step: (metrics, new meta, new optimiser state). `counter` (seed, iteration) is its key."""
+        if len(stacks) == 1 and self._chunk_of(stacks[0], meta, loss_fn) >= stacks[0].num_tasks:
+            step = self._function(("step", loss_fn), lambda: self._whole_step(loss_fn))
+            return step(meta, state, counter, tuple(stacks[0]))
+        metrics, grads = self.gradient(meta, stacks, loss_fn, counter)
+        norms, meta, state = self._function("apply", lambda: self._apply)(meta, state, grads)
+        return metrics | norms, meta, state
+
+    def gradient(
+        self, meta: Meta, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None, counter: mx.array
+    ) -> tuple[Metrics, Meta]:
+        """Mean meta-gradient over all tasks, chunk by chunk; each is evaluated before the next is begun."""
+        gradient = self._function(("gradient", loss_fn), lambda: self._gradient(loss_fn))
+        count = sum(stack.num_tasks for stack in stacks)
+        keys, first, grads = mx.random.split(counter, count), 0, None
+        rows: list[tuple[int, Metrics]] = []
+        for stack in stacks:
+            for part in stack.chunks(self._chunk_of(stack, meta, loss_fn)):
+                n = part.num_tasks
+                metrics, more = gradient(meta, keys[first : first + n], counter[1], tuple(part))
+                more = tree_map(lambda g, n=n: g * (n / count), more)
+                grads = more if grads is None else tree_map(mx.add, grads, more)
+                mx.eval(grads, metrics)
+                rows.append((n, metrics))
+                first += n
+        return _weighted_means(rows), grads  # type: ignore[return-value]
+
+    def evaluate(
+        self, meta: Meta, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None, steps: tuple[int, ...], seed: int
+    ) -> dict[str, np.ndarray]:
+        """`step_{k}_loss` and `step_{k}_acc` of every task, each (tasks,), after each number of inner steps."""
+        run = self._function(("evaluate", loss_fn, steps), lambda: self._evaluation(loss_fn, steps))
+        rows: dict[str, list[np.ndarray]] = {}
+        seen = 0
+        for stack in stacks:
+            for part in stack.chunks(self._chunk_of(stack, meta, loss_fn, evaluating=True)):
+                keys = mx.random.split(mx.array([seed & 0xFFFFFFFF, seen], dtype=mx.uint32), part.num_tasks)
+                for name, values in run(meta, keys, tuple(part)).items():
+                    rows.setdefault(name, []).append(np.array(values))
+                seen += part.num_tasks
+        return {name: np.concatenate(values) for name, values in rows.items()}
+
+    def _function(self, name: Any, make: Callable[[], Callable]) -> Callable:
+        if name not in self._functions:
+            self._functions[name] = mx.compile(make()) if self._compiled else make()
+        return self._functions[name]
+
+    def _gradient(self, loss_fn: LossFn | None) -> Callable:
+        problem, learner, num_steps = self.problem(loss_fn), self.learner, self.num_steps
+
+        def gradient(meta, keys, iteration, stack):
+            metrics, grads = learner.meta_grad(
+                learner, problem, meta, EpisodeStack(*stack), keys=keys, num_steps=num_steps, iteration=iteration
+            )
+            return {name: mx.mean(value) for name, value in metrics.items()}, grads
+
+        return gradient
+
+    def _whole_step(self, loss_fn: LossFn | None) -> Callable:
+        gradient = self._gradient(loss_fn)
+
+        def step(meta, state, counter, stack):
+            keys = mx.random.split(counter, stack[0].shape[0])
+            metrics, grads = gradient(meta, keys, counter[1], stack)
+            norms, meta, state = self._apply(meta, state, grads)
+            return metrics | norms, meta, state
+
+        return step
+
+    def _apply(self, meta: Meta, state: Any, grads: Meta) -> tuple[Metrics, Meta, Any]:
+        norm = _norm(grads)
+        if self.gradient_clip is not None:
+            scale = mx.minimum(1.0, self.gradient_clip / (norm + 1e-6))
+            grads = tree_map(lambda g: g * scale, grads)
+        new, state = pure_update(self.optimizer, state, grads, meta)
+        return {"param_diff": _norm(tree_map(mx.subtract, new, meta)), "grad_norm": norm}, new, state
+
+    def _evaluation(self, loss_fn: LossFn | None, steps: tuple[int, ...]) -> Callable:
+        problem, learner = self.problem(loss_fn), self.learner
+
+        def task(meta, sx, sy, qx, qy, key):
+            fast: dict[int, Any] = {}
+            last = learner.adapt(problem, meta, sx, sy, key=key, num_steps=steps[-1], each=fast.__setitem__)
+            metrics = {}
+            for k in steps:
+                predictions = learner.predict(problem, fast.get(k, last), qx)
+                metrics[f"step_{k}_loss"] = problem.criterion(predictions, qy)
+                if is_classification(qy):
+                    metrics[f"step_{k}_acc"] = accuracy(predictions, qy)
+            return metrics
+
+        return lambda meta, keys, stack: map_tasks(task, meta, EpisodeStack(*stack), keys)
+
+    def _chunk_of(self, stack: EpisodeStack, meta: Meta, loss_fn: LossFn | None, evaluating: bool = False) -> int:
+        """Tasks a graph: all of them where they fit in the device's budget, else as many as do (on a CPU: one)."""
+        count = stack.num_tasks
+        if self.chunk is not None or count == 1:
+            return min(self.chunk or 1, count)
+        shapes = ",".join(str(a.shape[1:]) for a in stack)
+        if shapes not in self.task_bytes:
+            self.task_bytes[shapes] = self._measure(stack, meta, loss_fn)
+        fit = max(1, memory_budget() // max(1, self.task_bytes[shapes]))
+        if fit >= count or (evaluating and fit >= 8):
+            return min(fit, count)
+        return 1 if mx.default_device() == mx.cpu else fit
+
+    def _measure(self, stack: EpisodeStack, meta: Meta, loss_fn: LossFn | None) -> int:
+        """Peak bytes of one task's meta-gradient, run once without compiling."""
+        part = tuple(a[:1] for a in stack)
+        keys = mx.random.split(mx.random.key(0), 1)
+        mx.eval(part, meta, keys)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(self._gradient(loss_fn)(meta, keys, mx.array(0, dtype=mx.uint32), part))
+        return max(0, mx.get_peak_memory() - before)
+
+
+def _norm(tree: Any) -> mx.array:
+    return mx.sqrt(sum(mx.sum(mx.square(leaf)) for leaf in flatten(tree).values()))  # type: ignore[arg-type]
+
+
+def _weighted_means(rows: Sequence[tuple[int, Metrics]]) -> Metrics:
+    """Means over all tasks of what each group of tasks (count, means) reports; not every group reports everything."""
+    means = {}
+    for name in dict.fromkeys(name for _, metrics in rows for name in metrics):
+        having = [(n, metrics[name]) for n, metrics in rows if name in metrics]
+        means[name] = sum(n * value for n, value in having) / sum(n for n, _ in having)  # type: ignore[operator]
+    return means
