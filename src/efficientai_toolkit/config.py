@@ -1,0 +1,418 @@
+"""Typed configuration: every setting, its default and its range stand here once; YAML and flags derive from it.
+
+A flag beats the file, the file beats the default. What cannot be used is a `ConfigurationError` that names file,
+line and key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ConfigurationError, did_you_mean
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True, protected_namespaces=())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        fields = type(self).model_fields
+        if name not in fields and self.model_config.get("extra") != "allow":
+            raise ConfigurationError(f"unknown key {name!r}{did_you_mean(name, fields)}")
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            raise _translated(error, _nowhere) from None
+
+
+class MetaLearningSection(Section):
+    """The outer loop."""
+
+    algorithm: Name = "reptile"
+    meta_batch_size: Count = Field(4, description="tasks an outer step")
+    num_meta_iterations: Steps = 1000
+    inner_lr: Positive = 0.01
+    outer_lr: Positive = 0.001
+    num_inner_steps: Steps = 5
+    eval_interval: Count = Field(100, description="iterations between validations on held-out tasks")
+    save_interval: Count = Field(500, description="iterations between periodic checkpoints")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    gradient_clip: Positive | None = Field(None, description="largest global norm of the meta-gradient")
+    patience: Count | None = Field(None, description="validations without a better one after which to stop")
+    target_accuracy: Fraction | None = Field(None, description="validation accuracy at which to stop")
+
+
+class TaskDistributionSection(Section):
+    """What the tasks are. Synthetic families count `k_shot` over all classes, image and text families a class."""
+
+    task_families: Annotated[list[Name], Field(min_length=1)] = ["linear_classification", "nonlinear_classification"]
+    k_shot: Count = 5
+    query_size: Count = Field(50, description="query examples of an episode")
+    num_train_tasks: Count | None = Field(100, description="null: fresh tasks without end")
+    num_val_tasks: Count = 20
+    num_test_tasks: Count = 100
+    n_way: Annotated[int, Field(ge=2)] = Field(5, description="classes an episode, for image and text families")
+    query_per_class: Count | None = Field(None, description="image and text families; null: query_size / n_way")
+    num_classes: Annotated[int, Field(ge=2)] = Field(2, description="of the synthetic classification families")
+    input_dim: Count = Field(2, description="of the synthetic classification families")
+    task_params: dict[Name, Any] = Field({}, description="settings of the family, such as amplitude or kind")
+
+
+class ModelSection(Section):
+    backbone: Name = "linear"
+    hidden_dim: Count = 128
+    num_layers: Count = 2
+
+
+class AdapterSection(Section):
+    """A PEFT method over the frozen model; every further key is an option of the method."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: Name | None = None
+    target_modules: list[Name] | None = Field(None, description="names or globs; null: the method's own choice")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class OptimizerSection(Section):
+    """The outer optimiser; its rate is `meta_learning.outer_lr`."""
+
+    name: Name = "adam"
+    schedule: Name = "constant"
+    warmup_iterations: Steps = 0
+    final_lr: NonNegative = Field(0.0, description="where a schedule ends")
+
+
+class EvaluationSection(Section):
+    episodes: Count = 600
+    steps: Annotated[list[Steps], Field(min_length=1)] = [0, 1, 3, 5, 10]
+
+
+class LoggingSection(Section):
+    log_dir: Name | None = Field(None, description="of a log file; null: the terminal only")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    log_interval: Count = Field(10, description="iterations between rows of metrics.jsonl")
+    tensorboard_enabled: bool = True
+    wandb_enabled: bool = False
+
+
+class PathsSection(Section):
+    checkpoint_dir: Name = "checkpoints"
+    data_dir: Name | None = Field(None, description="null: $EFFICIENTAI_DATA_DIR, else the user's cache")
+    output_dir: Name = Field("experiments", description="parent of run folders")
+
+
+class MetaLearningConfig(Section):
+    """The whole configuration: `config.task_distribution.k_shot`, and `config.inner_lr` for `meta_learning.inner_lr`.
+
+    >>> config = MetaLearningConfig(inner_lr=0.1, model={"hidden_dim": 64})
+    >>> config.inner_lr, config.model.hidden_dim, config.num_inner_steps
+    (0.1, 64, 5)
+    """
+
+    meta_learning: MetaLearningSection = Field(default_factory=MetaLearningSection)
+    learner: dict[Name, Any] = Field({}, description="options of the algorithm")
+    task_distribution: TaskDistributionSection = Field(default_factory=TaskDistributionSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    adapter: AdapterSection = Field(default_factory=AdapterSection)
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    logging: LoggingSection = Field(default_factory=LoggingSection)
+    paths: PathsSection = Field(default_factory=PathsSection)
+
+    def __init__(self, place: Place | None = None, /, **values: Any):
+        """Sections, and fields of `meta_learning` by their own names. (`place` says where a key stood, for errors.)"""
+        direct = {name: values.pop(name) for name in list(values) if name in MetaLearningSection.model_fields}
+        if direct:
+            values["meta_learning"] = {**values.get("meta_learning", {}), **direct}
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _translated(error, place or _nowhere) from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Iterable[Override] = ()) -> MetaLearningConfig:
+        """The configuration in the YAML file `path`; `overrides` beat it.
+
+        Raises:
+            ConfigurationError: the file is missing, empty, not text, not YAML, or says something that cannot be.
+        """
+        data, line_of = read_yaml(path)
+        return cls._build(data, overrides, lambda keys: f"{path}, line {_nearest(line_of, keys)}: ")
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any] | None = None, overrides: Iterable[Override] = (), *, where: str = ""
+    ) -> MetaLearningConfig:
+        """The configuration in nested mappings (the inverse of `to_dict`); `where` they stood, for errors."""
+        return cls._build(dict(data or {}), overrides, lambda _: f"{where}: " if where else "")
+
+    @classmethod
+    def _build(cls, data: dict[str, Any], overrides: Iterable[Override], place: Place) -> MetaLearningConfig:
+        # An empty section of a YAML file is null.
+        data = {name: {} if value is None else value for name, value in data.items()}
+        sources: dict[Keys, str] = {}
+        for override in overrides:
+            keys = tuple(override.key.split("."))
+            data = _with(data, keys, override)
+            sources[keys] = override.source
+
+        def where(keys: Keys) -> str:
+            for n in range(len(keys), 0, -1):
+                if keys[:n] in sources:
+                    return f"{sources[keys[:n]]}: "
+            return place(keys)
+
+        _check_plain(data, (), where)
+        strangers = [name for name in data if name not in cls.model_fields]
+        if strangers:
+            raise ConfigurationError("; ".join(where((name,)) + _unknown((name,)) for name in strangers[:4]))
+        return cls(where, **data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, defaults included; `from_dict` takes them back."""
+        return self.model_dump()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in MetaLearningSection.model_fields:
+            return getattr(self.meta_learning, name)
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in MetaLearningSection.model_fields:
+            setattr(self.meta_learning, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+Keys = tuple[Any, ...]
+Place = Callable[[Keys], str]
+
+
+class Override(NamedTuple):
+    """One setting from outside the file: its dotted key, its value, and the flag that said so."""
+
+    key: str
+    value: Any
+    source: str
+
+    @classmethod
+    def parse(cls, text: str, source: str = "--set") -> Override:
+        """`"model.hidden_dim=64"`; the value is read as YAML."""
+        key, equals, value = text.partition("=")
+        if not equals or not all(part.strip() for part in key.split(".")):
+            raise ConfigurationError(f"{source} {text!r}: expected key.path=value, such as meta_learning.inner_lr=0.1")
+        try:
+            parsed = _load(value)[0]
+        except _BROKEN as error:
+            raise ConfigurationError(f"{source} {text!r}: the value is not valid YAML ({_problem(error)})") from error
+        return cls(key.strip(), parsed, f"{source} {text}")
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, without PyYAML's surprise that `1e-3` is a string, and without dates."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, regexp) for tag, regexp in rules if not tag.endswith((":timestamp", ":float"))]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = {}
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen[key.value if isinstance(key, yaml.ScalarNode) else id(key)] = True
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+        r"|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+# What PyYAML lets through of a hostile file, besides its own errors.
+_BROKEN = (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError, AttributeError, IndexError, KeyError)
+_MAX_BYTES = 1 << 20
+
+
+def _load(text: str) -> tuple[Any, yaml.Node | None]:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return (None if node is None else loader.construct_document(node)), node
+    finally:
+        loader.dispose()
+
+
+def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[Keys, int]]:
+    """The mapping in the YAML file `path`, and the line on which each key stands."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigurationError(f"{path} is larger than a configuration can be ({_MAX_BYTES >> 20} MiB)")
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"there is no configuration file at {path}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not a text file (byte {error.start} is not UTF-8)") from error
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror or error}") from error
+    if not text.strip():
+        raise ConfigurationError(f"{path} is empty; expected sections such as `meta_learning:`")
+    try:
+        data, node = _load(text)
+    except _BROKEN as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigurationError(f"{path}{line}: not valid YAML ({_problem(error)})") from error
+    if not isinstance(data, dict):
+        raise ConfigurationError(
+            f"{path} holds {'nothing' if data is None else _kind(data)}; expected sections such as `meta_learning:`"
+        )
+    lines: dict[Keys, int] = {}
+    _number(node, (), lines, set())
+    return data, lines
+
+
+def _number(node: Any, keys: Keys, lines: dict[Keys, int], seen: set[int]) -> None:
+    """Note the line of every key and list entry; a node that aliases repeat is walked once."""
+    lines.setdefault(keys, node.start_mark.line + 1)
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                lines[(*keys, key.value)] = key.start_mark.line + 1
+                _number(value, (*keys, key.value), lines, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _number(value, (*keys, index), lines, seen)
+
+
+def _nearest(lines: Mapping[Keys, int], keys: Keys) -> int:
+    return next((lines[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in lines), 1)
+
+
+def _problem(error: Exception) -> str:
+    said = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error) or type(error).__name__
+    return " ".join(str(said).split())[:160]
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def _with(data: Mapping[str, Any], keys: Keys, override: Override) -> dict[str, Any]:
+    """`data` with the override's value at `keys`; what it was made from stays as it is."""
+    first, *rest = keys
+    if not rest:
+        return {**data, first: override.value}
+    inner = data.get(first)
+    if inner is None:
+        inner = {}
+    if not isinstance(inner, Mapping):
+        raise ConfigurationError(f"{override.source}: {first!r} is {_kind(inner)} and has no keys below it")
+    return {**data, first: _with(inner, tuple(rest), override)}
+
+
+def _check_plain(value: Any, keys: Keys, place: Place, depth: int = 0) -> None:
+    """Only what JSON can hold as well: texts, finite numbers, booleans, null, lists, and mappings with text keys."""
+    if depth > 20:
+        raise ConfigurationError(f"{place(keys)}{_dotted(keys[:3])} is nested more than 20 deep")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ConfigurationError(
+                    f"{place(keys)}{_dotted(keys) or 'the file'} has the key {_short(key)}; keys are texts"
+                )
+            _check_plain(item, (*keys, key), place, depth + 1)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_plain(item, (*keys, index), place, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigurationError(f"{place(keys)}{_dotted(keys)} should be a finite number, got {value}")
+    elif value is not None and not isinstance(value, (str, int, float, bool)):
+        raise ConfigurationError(f"{place(keys)}{_dotted(keys)} should be plain YAML, got {_kind(value)}")
+
+
+def _translated(error: ValidationError, place: Place) -> ConfigurationError:
+    faults = error.errors(include_url=False, include_context=False)
+    said = [place(fault["loc"]) + _fault(fault) for fault in faults[:4]]
+    more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
+    return ConfigurationError("; ".join(said) + more)
+
+
+def _fault(fault: Any) -> str:
+    keys = fault["loc"]
+    if fault["type"] == "extra_forbidden":
+        return _unknown(keys)
+    said = fault["msg"].replace("Input should", "should", 1)
+    if fault["type"] in ("model_type", "dict_type"):
+        said = "should be a section with keys of its own"
+    return f"{_dotted(keys)} {said[:1].lower()}{said[1:]}, got {_short(fault['input'])}"
+
+
+def _unknown(keys: Keys) -> str:
+    """The sentence about a key that is not known at `keys`: where it belongs, or the nearest that is known."""
+    sections = _sections()
+    *above, name = keys
+    known = sections.get(above[0], {}) if above else MetaLearningConfig.model_fields
+    owner = next((section for section, fields in sections.items() if name in fields and [section] != above), None)
+    if owner:
+        return f"unknown key {_dotted(keys)!r}; did you mean {f'{owner}.{name}'!r}?"
+    return f"unknown key {_dotted(keys)!r}{did_you_mean(name, known)}"
+
+
+def _sections() -> dict[str, Any]:
+    return {
+        name: field.annotation.model_fields
+        for name, field in MetaLearningConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+
+
+def _nowhere(_: Keys) -> str:
+    return ""
+
+
+def _dotted(keys: Keys) -> str:
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
+    return text
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
+
+
+def _kind(value: Any) -> str:
+    return {dict: "a mapping", list: "a list", str: "a text", bool: "true or false"}.get(
+        type(value), f"a {type(value).__name__}"
+    )
