@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import TaskSamplingError, did_you_mean
 from . import family
 from .base import Arrays, Draw, Family, Shape, TaskConfig
-from .episode import Episode
+from .episode import EpisodeStack
 from .files import read_document, write_document
 from .seeding import generator, stable_seed
 
@@ -111,7 +111,7 @@ class TaskDistribution:
 
     # Drawing
 
-    def batch_at(self, index: int, n: int) -> list[Episode]:
+    def batch_at(self, index: int, n: int) -> list[EpisodeStack]:
         """Batch number `index` of `n` episodes: a pure function of the distribution, `index` and `n`.
 
         Returns stacked episodes, one a shape; their task axes add up to `n`. No task comes again before every
@@ -132,10 +132,10 @@ class TaskDistribution:
         for arrays, edges in block:
             start, stop = edges[offset], edges[offset + 1]
             if start < stop:
-                episodes.append(Episode(*[mx.array(a[start:stop]) for a in arrays]))
+                episodes.append(EpisodeStack(*[mx.array(a[start:stop]) for a in arrays]))
         return episodes
 
-    def sample_batch(self, n: int) -> list[Episode]:
+    def sample_batch(self, n: int) -> list[EpisodeStack]:
         """The next batch: `batch_at(0, n)`, `batch_at(1, n)`, …"""
         with self._lock:
             index, self._batches = self._batches, self._batches + 1
