@@ -1,0 +1,291 @@
+"""Put adapters on a model and take them off: `attach`, `activate`, `detach`, `merge`.
+
+`attach` swaps each matched module for a slot (`Adapted`) that holds it and its adapters, and freezes everything
+else: `model.trainable_parameters()` is then exactly the active adapters' arrays, which is what every learner adapts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..errors import AdapterError, did_you_mean
+from ..nn.functional import Parameters
+from ..nn.functional import update as update_parameters
+from .base import Adapted, AdapterConfig, Owner, Site, thaw
+from .quantized import dense_linear, dequantized, make_stackable
+from .select import SHARED, Node, select, walk
+
+
+@dataclass
+class Attached:
+    """What a model carries: its adapters' configurations, and how it was before the first of them."""
+
+    before: dict[str, set[str]]  # path -> frozen names
+    configs: dict[str, AdapterConfig] = field(default_factory=dict)
+    paths: dict[str, list[str]] = field(default_factory=dict)
+    heads: dict[str, str] = field(default_factory=dict)
+
+
+def attach(
+    model: nn.Module,
+    config: AdapterConfig,
+    target_modules: str | Sequence[str] | None = None,
+    *,
+    key: mx.array | None = None,
+    name: str = "default",
+    train_head: bool | str = False,
+) -> nn.Module:
+    """Put an adapter on `model`, freeze the rest, and make the adapter the active one.
+
+    Args:
+        model: any module; changed in place.
+        config: `LoRAConfig(rank=8)`, …
+        target_modules: paths, endings of paths, globs or kinds (see `select`); `None` takes the method's own choice.
+        key: for the adapter's initial arrays. Default: `mx.random.key(0)`.
+        name: several adapters may be on one model; see `activate`.
+        train_head: also train `model.head` (`True`) or the module at this path. A trained head gets no adapter.
+
+    Returns:
+        `model`, or its slot where `model` itself is the adapted layer.
+
+    Raises:
+        AdapterError: nothing matched, the name is taken, or there is no such head.
+
+    >>> model = attach(MLP(2, 5), LoRAConfig(rank=4), "linear")
+    """
+    attached = adapters_of(model)
+    if not name.isidentifier():
+        raise AdapterError(f"adapter name {name!r} must be an identifier: it becomes part of parameter paths")
+    if attached and name in attached.configs:
+        raise AdapterError(f"this model already has an adapter named {name!r}; detach it or choose another name")
+    head = _head_path(model, train_head)
+    nodes = select(model, config, target_modules, exclude=head)
+    if attached is None:
+        attached = Attached({node.path: set(node.module._no_grad) for node in walk(model)})
+        make_stackable(model)
+
+    bases = [node.module for node in nodes]
+    shared_key, *keys = mx.random.split(mx.random.key(0) if key is None else key, len(nodes) + 1)
+    shared = config.adapter.share(bases, config, shared_key)
+    owner = None if shared is None else Owner(shared)
+    for index, node in enumerate(nodes):
+        slot, model = _slot(model, node)
+        slot.adapters[name] = config.adapter.from_base(node.module, config, keys[index], Site(node.path, index, owner))
+    if shared is not None:
+        model[SHARED] = {**model.get(SHARED, {}), name: shared}
+    attached.configs[name] = config
+    attached.paths[name] = [node.path for node in nodes]
+    if head:
+        attached.heads[name] = head
+    model.attached = attached
+    return activate(model, name)
+
+
+def activate(model: nn.Module, names: str | Mapping[str, float] | None) -> nn.Module:
+    """Choose the adapters that act and are trained: one by name, several by weight, or none (`None`).
+
+    Each adapted layer gives base + Σ wᵢ (adapterᵢ − base); a layer that an adapter does not cover is unchanged by it.
+    """
+    attached = _require(model)
+    weights = {} if names is None else {names: 1.0} if isinstance(names, str) else dict(names)
+    for name in weights:
+        if name not in attached.configs:
+            raise AdapterError(f"no adapter named {name!r}{did_you_mean(name, attached.configs)}")
+    if list(weights.values()) != [1.0]:
+        for name in weights:
+            if not attached.configs[name].adapter.combines:
+                raise AdapterError(
+                    f"adapter {name!r} lengthens the sequence, so its output cannot be weighted; activate it alone"
+                )
+    model.freeze()
+    for slot in slots(model).values():
+        slot.active = tuple((n, float(w)) for n, w in weights.items() if n in slot.adapters)
+        for name, _ in slot.active:
+            slot.adapters[name].thaw()
+    for name, shared in model.get(SHARED, {}).items():
+        if name in weights:
+            thaw(shared)
+    heads = {attached.heads[name] for name in weights if name in attached.heads}
+    for node in walk(model):
+        if node.path in heads:
+            node.module.unfreeze()
+    return model
+
+
+def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Take one adapter off, or (`None`) all of them; without any, the model is what it was before."""
+    attached = _require(model)
+    names = list(attached.configs) if name is None else [name]
+    for n in names:
+        if n not in attached.configs:
+            raise AdapterError(f"no adapter named {n!r}{did_you_mean(n, attached.configs)}")
+        for slot in slots(model).values():
+            slot.adapters.pop(n, None)
+            slot.active = tuple((m, w) for m, w in slot.active if m != n)
+        for record in (attached.configs, attached.paths, attached.heads):
+            record.pop(n, None)
+        if SHARED in model:
+            model[SHARED].pop(n, None)
+    return _tidy(model, attached)
+
+
+def merge(model: nn.Module, *, dequantize: bool = False) -> nn.Module:
+    """Fold what acts now into the base weights and take every adapter off.
+
+    A quantised base is quantised again, which loses part of a small delta (`quantization_loss` measures it);
+    `dequantize=True` leaves the merged layers dense, and exact.
+
+    Raises:
+        AdapterError: an active adapter has no merge. The model is then unchanged.
+    """
+    attached = _require(model)
+    fused = {path: slot.fuse() for path, slot in slots(model).items()}
+    for path, slot in slots(model).items():
+        slot.base = fused[path] if dequantize else requantized(fused[path], slot.base)
+        slot.adapters.clear()
+        slot.active = ()
+    attached.configs.clear()
+    return _tidy(model, attached)
+
+
+def requantized(fused: nn.Module, base: nn.Module) -> nn.Module:
+    """`fused` quantised as `base` is, where `base` is quantised and the two differ."""
+    if not isinstance(base, nn.QuantizedLinear) or fused is base:
+        return fused
+    return nn.QuantizedLinear.from_linear(fused, base.group_size, base.bits, base.mode)
+
+
+def quantization_loss(model: nn.Module) -> dict[str, float]:
+    """path → share of each active delta that `merge` would lose to quantising again, |Q(W+Δ) − (W+Δ)| / |Δ|."""
+    losses = {}
+    for path, slot in slots(model).items():
+        if isinstance(slot.base, nn.QuantizedLinear) and slot.active:
+            fused = slot.fuse()
+            delta = mx.linalg.norm(fused.weight - dense_linear(slot.base).weight)
+            error = mx.linalg.norm(dequantized(requantized(fused, slot.base)) - fused.weight)
+            losses[path] = (error / mx.maximum(delta, 1e-12)).item()
+    return losses
+
+
+def slots(model: nn.Module) -> dict[str, Adapted]:
+    """path → slot, in the model's order; a path names the module as if no adapter were attached."""
+    found: dict[str, Adapted] = {"": model} if isinstance(model, Adapted) else {}
+    for node in walk(model):
+        value = node.container[node.name] if node.container is not None else None
+        if isinstance(value, Adapted):
+            found[node.path] = value
+    return found
+
+
+def adapters_of(model: nn.Module) -> Attached | None:
+    """The record of what is attached to `model`, or `None`."""
+    return model.__dict__.get("attached")
+
+
+def count_parameters(model: nn.Module, config: AdapterConfig, target_modules: str | Sequence[str] | None = None) -> int:
+    """Trainable parameters that `attach` would add, by the method's formula, without attaching."""
+    nodes = select(model, config, target_modules)
+    adapter, bases = config.adapter, [node.module for node in nodes]
+    own = sum(adapter.num_parameters(node.module, config, node.path) for node in nodes)
+    return own + adapter.num_shared(bases, config)
+
+
+def adapter_state(model: nn.Module, name: str = "default") -> Parameters:
+    """Every array of one adapter (fixed ones and a trained head too), flat, under its path in the model."""
+    attached = _require(model)
+    if name not in attached.configs:
+        raise AdapterError(f"no adapter named {name!r}{did_you_mean(name, attached.configs)}")
+    head = attached.heads.get(name)
+    starts = tuple(f"{node.real}." for node in walk(model) if head and node.path == head)
+    return {
+        path: array
+        for path, array in tree_flatten(model.parameters())
+        if f".adapters.{name}." in f".{path}" or path.startswith((f"{SHARED}.{name}.", *starts))
+    }
+
+
+def load_adapter_state(model: nn.Module, arrays: Mapping[str, mx.array], name: str = "default") -> nn.Module:
+    """Write arrays as `adapter_state` gave them; names and shapes must agree.
+
+    Raises:
+        AdapterError: with every name that is missing or not known, and every shape that differs.
+    """
+    own = adapter_state(model, name)
+    faults = [f"{path} is missing" for path in own if path not in arrays]
+    faults += [f"{path} is not in this model" for path in arrays if path not in own]
+    faults += [
+        f"{path} is {tuple(arrays[path].shape)}, this model's is {tuple(own[path].shape)}"
+        for path in own
+        if path in arrays and arrays[path].shape != own[path].shape
+    ]
+    if faults:
+        more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
+        raise AdapterError(f"the adapter's arrays do not fit: {'; '.join(faults[:5])}{more}")
+    update_parameters(model, {path: arrays[path].astype(own[path].dtype) for path in own})
+    return model
+
+
+def _slot(model: nn.Module, node: Node) -> tuple[Adapted, nn.Module]:
+    """The slot around `node`'s module, made where there is none; and the model, which may be that slot."""
+    if node.container is None:
+        if isinstance(model, Adapted):
+            return model, model
+        slot = Adapted(model)
+        model.__dict__.pop("attached", None)
+        if SHARED in model:
+            slot[SHARED] = model.pop(SHARED)
+        return slot, slot
+    current = node.container[node.name]
+    if not isinstance(current, Adapted):
+        current = node.container[node.name] = Adapted(current)
+    return current, model
+
+
+def _tidy(model: nn.Module, attached: Attached) -> nn.Module:
+    if attached.configs:
+        act = {n: w for slot in slots(model).values() for n, w in slot.active}
+        return activate(model, act or None)
+    for node in list(walk(model)):
+        if node.container is not None and isinstance(node.container[node.name], Adapted):
+            node.container[node.name] = node.module
+        node.module._no_grad = set(attached.before.get(node.path, ()))
+    model.__dict__.pop("attached", None)
+    model.pop(SHARED, None)
+    root: Any = model["base"] if isinstance(model, Adapted) else model
+    make_stackable(root, False)
+    return root
+
+
+def _head_path(model: nn.Module, train_head: bool | str) -> str | None:
+    if not train_head:
+        return None
+    path = "head" if train_head is True else train_head
+    modules = {node.path: node.module for node in walk(model) if node.path}
+    if path not in modules:
+        raise AdapterError(f"train_head: no module {path!r} in this model{did_you_mean(path, modules)}")
+    return path
+
+
+def _require(model: nn.Module) -> Attached:
+    attached = adapters_of(model)
+    if attached is None:
+        raise AdapterError("this model has no adapter; attach one first")
+    return attached
+
+
+__all__ = [
+    "activate",
+    "adapter_state",
+    "attach",
+    "count_parameters",
+    "detach",
+    "load_adapter_state",
+    "merge",
+    "quantization_loss",
+]

@@ -1,0 +1,199 @@
+"""What every adapter shares: its configuration, its tiny shape, and the slot that holds it beside a frozen module."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import AdapterError
+from .quantized import dense_linear, in_features, is_linear, out_features
+
+
+class AdapterConfig:
+    """Base of the configurations, each a frozen dataclass with its method's own defaults.
+
+    `adapter` is the module that one adapted layer gets; `targets` lists alternatives, in order, for
+    `target_modules=None`: the first that matches anything in the model is taken.
+    """
+
+    adapter: ClassVar[type[Adapter]]
+    targets: ClassVar[tuple[tuple[str, ...], ...]]
+    learning_rate: float
+
+    def require(self, holds: bool, rule: str) -> None:
+        """Raise `AdapterError` unless `holds`."""
+        if not holds:
+            raise AdapterError(f"{type(self).__name__}: {rule}, got {self}")
+
+
+class Owner:
+    """A reference to a module that lives elsewhere in the tree, so that its arrays have one place only.
+
+    (MLX walks modules, dicts and lists; an array reachable on two paths comes apart at its first update.)
+    """
+
+    def __init__(self, module: Any):
+        self.module = module
+
+
+class Site(NamedTuple):
+    """Where an adapter is placed: the module's path, its rank among the matched modules, and the shared part."""
+
+    path: str
+    index: int
+    owner: Owner | None = None
+
+
+class Adapter(nn.Module):
+    """One adapter beside one frozen module: `adapter(base, x)` takes the place of `base(x)`.
+
+    It holds its own arrays only (never the base), so its parameters are exactly what is trained and saved; those
+    named in `frozen` are not trained. Where the method has a merge, `fuse(base)` gives the one dense module that
+    computes the same.
+    """
+
+    frozen: ClassVar[tuple[str, ...]] = ()
+    wants: ClassVar[str] = "a linear layer"
+    combines: ClassVar[bool] = True  # False where it changes the sequence length, so that outputs cannot be added
+
+    @classmethod
+    def fits(cls, base: nn.Module) -> bool:
+        """Whether this adapter can sit on `base`."""
+        return is_linear(base)
+
+    @classmethod
+    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+        raise NotImplementedError
+
+    @classmethod
+    def share(cls, bases: Sequence[nn.Module], config: Any, key: mx.array) -> nn.Module | None:
+        """The part that all adapted layers of one `attach` have in common, or `None`."""
+        return None
+
+    @classmethod
+    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+        """Trainable parameters beside `base`, by the method's formula."""
+        raise NotImplementedError
+
+    @classmethod
+    def num_shared(cls, bases: Sequence[nn.Module], config: Any) -> int:
+        """Trainable parameters of the shared part, by formula."""
+        return 0
+
+    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+        raise NotImplementedError
+
+    def fuse(self, base: nn.Module) -> nn.Module:
+        raise AdapterError(f"{type(self).__name__} has no merge: it is not an affine map of the layer's own kind")
+
+    def thaw(self) -> None:
+        """Make the adapter's arrays trainable, but for those that its method keeps fixed."""
+        thaw(self)
+
+
+def thaw(module: nn.Module) -> None:
+    """Unfreeze an adapter (or a shared part), but for the arrays it names in `frozen`."""
+    module.unfreeze()
+    module.freeze(recurse=False, keys=[key for key in getattr(module, "frozen", ()) if key in module])
+
+
+class Adapted(nn.Module):
+    """The slot: a frozen `base`, its named `adapters`, and which of them act, by what weight.
+
+    One adapter at weight 1 replaces the base's output; otherwise the output is base + Σ wᵢ (adapterᵢ − base), which
+    for LoRA is the weighted sum of the deltas. Attributes that the slot does not have are the base's.
+    """
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+        self.adapters: dict[str, Adapter] = {}
+        self.active: tuple[tuple[str, float], ...] = ()
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return super().__getattr__(key)
+        except AttributeError:
+            if key.startswith("__") or "base" not in self:
+                raise
+            return getattr(self["base"], key)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        acting = [(self.adapters[name], weight) for name, weight in self.active if name in self.adapters]
+        if len(acting) == 1 and acting[0][1] == 1:
+            return acting[0][0](self.base, *args, **kwargs)
+        out = plain = self.base(*args, **kwargs)
+        for adapter, weight in acting:
+            out = out + weight * (adapter(self.base, *args, **kwargs) - plain)
+        return out
+
+    def fuse(self) -> nn.Module:
+        """The dense module that computes what the slot computes now."""
+        acting = [(self.adapters[name], weight) for name, weight in self.active if name in self.adapters]
+        if not acting:
+            return self.base
+        base = dense_linear(self.base) if is_linear(self.base) else self.base
+        if len(acting) == 1 and acting[0][1] == 1:
+            return acting[0][0].fuse(base)
+        fused = [(adapter.fuse(base), weight) for adapter, weight in acting]
+        out = copy_of(base)
+        for name in {name for module, _ in fused for name in module if isinstance(module[name], mx.array)}:
+            plain: Any = base.get(name, 0)
+            out[name] = plain + sum(weight * (module.get(name, plain) - plain) for module, weight in fused)
+        return out
+
+
+def copy_of(module: nn.Module) -> Any:
+    """A shallow copy: the same arrays in a module of its own."""
+    out = copy.copy(module)
+    out._no_grad = set(module._no_grad)
+    return out
+
+
+def linear_from(weight: mx.array, bias: mx.array | None) -> nn.Linear:
+    """An `nn.Linear` with these arrays; `weight` (out, in)."""
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight = weight
+    if bias is not None:
+        layer.bias = bias
+    return layer
+
+
+def kaiming_uniform(key: mx.array, fan_in: int, shape: Sequence[int]) -> mx.array:
+    """U(±1/√fan_in): PyTorch's and MLX's default for a linear layer, and LoRA's for A."""
+    bound = 1 / math.sqrt(fan_in)
+    return mx.random.uniform(-bound, bound, shape, key=key)
+
+
+def width_in(base: nn.Module) -> int:
+    """Size of the last axis of what `base` takes."""
+    if is_linear(base):
+        return in_features(base)
+    return in_features(_linears(base)[0]) if _linears(base) else _norm_width(base)
+
+
+def width_out(base: nn.Module) -> int:
+    """Size of the last axis of what `base` gives."""
+    if is_linear(base):
+        return out_features(base)
+    return out_features(_linears(base)[-1]) if _linears(base) else _norm_width(base)
+
+
+def has_width(base: nn.Module) -> bool:
+    return is_linear(base) or bool(_linears(base)) or ("weight" in base and base.weight.ndim == 1)
+
+
+def _linears(base: nn.Module) -> list[nn.Module]:
+    """The linear layers of a block, in the order its class made them (first takes its input, last gives its output)."""
+    from .select import walk
+
+    return [node.module for node in walk(base) if node.path and is_linear(node.module)]
+
+
+def _norm_width(base: nn.Module) -> int:
+    return base.weight.shape[-1]

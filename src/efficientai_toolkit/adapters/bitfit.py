@@ -1,0 +1,57 @@
+"""BitFit: train the biases and nothing else (Ben Zaken et al. 2022, arXiv 2106.10199)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .base import Adapter, AdapterConfig, Site, copy_of
+
+
+class BitFit(Adapter):
+    """y = base(x) + b, b the change of the bias, zero at the start.
+
+    The same gradients as training the bias itself, while the base keeps its own: it can be detached, named and
+    combined like any other adapter. Parameters: the bias's.
+    """
+
+    wants: ClassVar[str] = "a layer with a bias"
+
+    def __init__(self, bias: mx.array):
+        super().__init__()
+        self.bias = bias
+
+    @classmethod
+    def fits(cls, base: nn.Module) -> bool:
+        return isinstance(base.get("bias"), mx.array)
+
+    @classmethod
+    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+        return cls(mx.zeros(base.bias.shape))
+
+    @classmethod
+    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+        return base.bias.size
+
+    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+        y = base(x)
+        return y + self.bias.astype(y.dtype)
+
+    def fuse(self, base: nn.Module) -> nn.Module:
+        out = copy_of(base)
+        out.bias = base.bias + self.bias.astype(base.bias.dtype)
+        return out
+
+
+@dataclass(frozen=True)
+class BitFitConfig(AdapterConfig):
+    """Every bias of the model, the norms' included. Default rate: 1e-3, the upper end of the paper's search
+    (it notes that biases want larger rates than full fine-tuning)."""
+
+    learning_rate: float = 1e-3
+
+    adapter: ClassVar[type[Adapter]] = BitFit
+    targets: ClassVar = (("bias",),)

@@ -1,0 +1,134 @@
+"""Which modules of a model an adapter goes to: by path, by glob, or by kind."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import mlx.nn as nn
+
+from ..errors import AdapterError, did_you_mean
+from .quantized import is_linear
+
+# The names that model families give the same layer (own encoders and Llama-likes, BERT, DistilBERT, mlx.nn, GPT-2 …).
+NAMES: dict[str, tuple[str, ...]] = {
+    "query": ("q_proj", "query", "q_lin", "query_proj", "wq", "to_q"),
+    "key": ("k_proj", "key", "k_lin", "key_proj", "wk", "to_k"),
+    "value": ("v_proj", "value", "v_lin", "value_proj", "wv", "to_v"),
+    "attention_output": ("o_proj", "out_proj", "out_lin", "wo", "to_out"),
+    "feedforward_in": ("up_proj", "gate_proj", "lin1", "fc1", "linear1"),
+    "feedforward_out": ("down_proj", "lin2", "fc2", "linear2"),
+    "feedforward": ("feed_forward", "mlp", "ffn"),
+    "word_embedding": ("word_embeddings", "embed_tokens", "wte", "tok_embeddings"),
+}
+SHARED = "adapter_shared"  # where, on the root, the shared parts of adapters live
+_OUTPUT_LAYERS = ("lm_head", "head")
+
+
+class Node(NamedTuple):
+    path: str  # as if no adapter were attached
+    module: Any  # the user's module (never a slot)
+    container: Any  # module, dict or list that holds it; None for the root
+    name: Any
+    real: str  # path among the model's parameters as it is now
+
+
+def walk(model: nn.Module) -> Iterator[Node]:
+    """Every module of `model` in the order of construction, looking through adapter slots."""
+    from .base import Adapted
+
+    def visit(value: Any, path: str, container: Any, name: Any, real: str) -> Iterator[Node]:
+        if isinstance(value, Adapted):
+            value, real = value["base"], join(real, "base")
+        if isinstance(value, nn.Module):
+            yield Node(path, value, container, name, real)
+        if isinstance(value, (nn.Module, dict, list)):
+            for key in range(len(value)) if isinstance(value, list) else list(value):
+                if key != SHARED:
+                    yield from visit(value[key], join(path, key), value, key, join(real, key))
+
+    def join(path: str, key: object) -> str:
+        return f"{path}.{key}" if path else str(key)
+
+    yield from visit(model, "", None, None, "")
+
+
+def named(path: str, pattern: str) -> bool:
+    """Whether `path` is `pattern`, ends with it at a dot, or matches it as a glob."""
+    return path == pattern or fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*.{pattern}")
+
+
+def is_attention(module: Any) -> bool:
+    """A module with query, key and value projections among its own layers."""
+    return isinstance(module, nn.Module) and all(
+        any(name in module for name in NAMES[kind]) for kind in ("query", "key", "value")
+    )
+
+
+def _by_name(kind: str) -> Callable[[Node], bool]:
+    return lambda node: any(named(node.path, name) for name in NAMES[kind])
+
+
+def _linear_by_name(kind: str) -> Callable[[Node], bool]:
+    return lambda node: is_linear(node.module) and any(named(node.path, name) for name in NAMES[kind])
+
+
+KINDS: dict[str, Callable[[Node], bool]] = {
+    # Every linear layer but a model's output layer, as PEFT's "all-linear".
+    "linear": lambda node: is_linear(node.module) and node.path.split(".")[-1] not in _OUTPUT_LAYERS,
+    "attention": lambda node: is_attention(node.module),
+    "norm": lambda node: isinstance(node.module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)),
+    "embedding": lambda node: isinstance(node.module, (nn.Embedding, nn.QuantizedEmbedding)),
+    "bias": lambda node: "bias" in node.module,
+    "feedforward": lambda node: not is_linear(node.module) and _by_name("feedforward")(node),
+    "word_embedding": _by_name("word_embedding"),
+    **{
+        kind: _linear_by_name(kind)
+        for kind in ("query", "key", "value", "attention_output", "feedforward_in", "feedforward_out")
+    },
+}
+
+
+def select(
+    model: nn.Module, config: Any, target_modules: str | Sequence[str] | None = None, *, exclude: str | None = None
+) -> list[Node]:
+    """The modules that `config`'s adapter would sit on.
+
+    Args:
+        target_modules: paths or their endings (`"q_proj"`), globs (`"layers.[45].*"`), kinds (`KINDS`), or `None`
+            for the method's own choice.
+        exclude: a path whose modules are left alone (a head that is trained itself).
+
+    Raises:
+        AdapterError: nothing matched; the message lists what could.
+    """
+    nodes = [
+        node
+        for node in walk(model)
+        if config.adapter.fits(node.module)
+        and not (exclude and (node.path == exclude or node.path.startswith(f"{exclude}.")))
+    ]
+    if target_modules is None:
+        alternatives = config.targets
+    else:
+        alternatives = ((target_modules,) if isinstance(target_modules, str) else tuple(target_modules),)
+    for patterns in alternatives:
+        tests = [KINDS.get(p) or (lambda node, p=p: named(node.path, p)) for p in patterns]
+        if found := [node for node in nodes if any(test(node) for test in tests)]:
+            return found
+    raise AdapterError(_nothing_matched(config, alternatives, nodes))
+
+
+def _nothing_matched(config: Any, alternatives: Sequence[Sequence[str]], nodes: Sequence[Node]) -> str:
+    wanted = " or ".join(", ".join(map(repr, patterns)) for patterns in alternatives)
+    start = f"{type(config).__name__}: no module matches {wanted}"
+    if not nodes:
+        return f"{start}; this model has no module that can take it ({config.adapter.wants} is needed)."
+    paths = [node.path or "(the model itself)" for node in nodes]
+    shown = ", ".join(paths[:12]) + (f", … ({len(paths)} in all)" if len(paths) > 12 else "")
+    kinds = [kind for kind, test in KINDS.items() if any(test(node) for node in nodes)]
+    endings = {path.split(".")[-1] for path in paths}
+    hint = did_you_mean(alternatives[-1][0], {*endings, *kinds, *paths}) if len(alternatives) == 1 else "; "
+    hint = hint.split(" Known:")[0].rstrip(".")
+    return f"{start}{hint if hint.strip('; ') else ''}. It could go to: {shown}; or by kind: {', '.join(kinds)}."

@@ -1,0 +1,90 @@
+"""Tiny models for the adapters' tests: an MLP, a decoder with mlx-lm's names and cache protocol, a quantised one."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from efficientai_toolkit.backbones.mlp import MLP
+
+
+class Attention(nn.Module):
+    def __init__(self, dims: int, heads: int):
+        super().__init__()
+        self.n_heads = heads
+        self.q_proj = nn.Linear(dims, dims)
+        self.k_proj = nn.Linear(dims, dims)
+        self.v_proj = nn.Linear(dims, dims)
+        self.o_proj = nn.Linear(dims, dims)
+
+    def __call__(self, x, mask=None, cache=None):
+        n, length, dims = x.shape
+
+        def heads(y):
+            return y.reshape(n, length, self.n_heads, -1).transpose(0, 2, 1, 3)
+
+        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+        if cache is not None:
+            k, v = cache.update_and_fetch(k, v)
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=(dims // self.n_heads) ** -0.5, mask=mask)
+        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(n, length, dims))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dims: int):
+        super().__init__()
+        self.up_proj = nn.Linear(dims, 2 * dims)
+        self.down_proj = nn.Linear(2 * dims, dims)
+
+    def __call__(self, x):
+        return self.down_proj(nn.gelu(self.up_proj(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, dims: int, heads: int):
+        super().__init__()
+        self.self_attn = Attention(dims, heads)
+        self.norm1 = nn.LayerNorm(dims)
+        self.mlp = FeedForward(dims)
+        self.norm2 = nn.LayerNorm(dims)
+
+    def __call__(self, x, mask):
+        x = x + self.self_attn(self.norm1(x), mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class Decoder(nn.Module):
+    """(N, L) ids → (N, `num_classes`): causal, the head reads the last position."""
+
+    def __init__(self, dims: int = 32, heads: int = 4, layers: int = 2, vocabulary: int = 50, num_classes: int = 3):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocabulary, dims)
+        self.layers = [Block(dims, heads) for _ in range(layers)]
+        self.head = nn.Linear(dims, num_classes)
+
+    def features(self, ids):
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            x = layer(x, "causal")
+        return x[:, -1]
+
+    def __call__(self, ids):
+        return self.head(self.features(ids))
+
+
+def decoder() -> tuple[nn.Module, mx.array]:
+    mx.random.seed(1)
+    return Decoder(), mx.random.randint(0, 50, (3, 4, 7), key=mx.random.key(2))
+
+
+def quantized_decoder() -> tuple[nn.Module, mx.array]:
+    model, x = decoder()
+    nn.quantize(model, group_size=32, bits=8)
+    return model, x
+
+
+def mlp() -> tuple[nn.Module, mx.array]:
+    return MLP(6, 3, 16, 2, key=mx.random.key(1)), mx.random.normal((3, 4, 6), key=mx.random.key(2))
+
+
+MODELS = {"mlp": mlp, "decoder": decoder, "quantized": quantized_decoder}
