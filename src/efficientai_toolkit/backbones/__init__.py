@@ -1,0 +1,70 @@
+"""Models underneath. To add one: its file, and its line in `BACKBONES`.
+
+A backbone is an `mlx.nn.Module` whose constructor takes whichever it needs of `input_shape` (an image's), `input_dim`
+(numbers in one input), `num_classes` or `output_dim`, `hidden_dim`, `num_layers` and `key`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigurationError, did_you_mean
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+BACKBONES = {
+    "conv4": "conv4:Conv4",
+    "linear": "mlp:SimpleClassifier",
+    "mlp": "mlp:MLP",
+}
+
+
+def backbone_class(name: str) -> type[nn.Module]:
+    """The class of a backbone by its name in configuration."""
+    if name not in BACKBONES:
+        raise ConfigurationError(f"unknown backbone {name!r}{did_you_mean(name, BACKBONES)}")
+    module, _, attribute = BACKBONES[name].partition(":")
+    return getattr(import_module(f".{module}", __name__), attribute)
+
+
+def build_backbone(config: Any, input_shape: Sequence[int], output_dim: int, *, seed: int = 0) -> nn.Module:
+    """The model that `config` (`backbone`, `hidden_dim`, `num_layers`) names, for inputs and outputs of these sizes.
+
+    Args:
+        config: section `model` of the configuration.
+        input_shape: of one input: (D,), (H, W) or (H, W, C).
+        output_dim: classes, or the size of a target.
+        seed: of the weights.
+    """
+    import inspect
+
+    import mlx.core as mx
+
+    made = backbone_class(config.backbone)
+    takes = inspect.signature(made).parameters
+    shape = tuple(input_shape)
+    if "input_shape" in takes:
+        if len(shape) not in (2, 3):
+            raise ConfigurationError(
+                f"model.backbone {config.backbone!r} works on images, and these tasks have inputs of shape {shape}; "
+                "use linear or mlp"
+            )
+        if 2**config.num_layers > min(shape[:2]):
+            raise ConfigurationError(
+                f"model.num_layers = {config.num_layers} halves images of {shape[0]} × {shape[1]} away; "
+                f"at most {int(math.log2(min(shape[:2])))} layers fit"
+            )
+    offered = {
+        "input_shape": shape if len(shape) == 3 else (*shape, 1),
+        "input_dim": math.prod(shape),
+        "num_classes": output_dim,
+        "output_dim": output_dim,
+        "hidden_dim": config.hidden_dim,
+        "num_layers": config.num_layers,
+        "key": mx.random.key(seed),
+    }
+    return made(**{name: value for name, value in offered.items() if name in takes})

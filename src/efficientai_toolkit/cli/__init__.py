@@ -1,0 +1,95 @@
+"""The command line. A command is one file with one function, and one line in `COMMANDS`.
+
+Only the command that is called is imported, so that `info` answers in a blink.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import ToolkitError
+
+PREFIX = "meta-learning-peft:"
+# name → (module and function, group in --help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "info": ("info:info", "This machine"),
+}
+
+
+class Commands(TyperGroup):
+    """Loads a command when it is asked for; `train` is short for `meta-learning-peft:train`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [PREFIX + name for name in COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        name = cmd_name.removeprefix(PREFIX)
+        if name not in COMMANDS:
+            return None
+        target, group = COMMANDS[name]
+        module, _, attribute = target.partition(":")
+        function = getattr(import_module(f".{module}", __name__), attribute)
+        one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        one.command(PREFIX + name, rich_help_panel=group)(_reported(function))
+        return typer.main.get_command(one)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0].removeprefix(PREFIX)
+        if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {PREFIX}{close[0]}?" if close else "`efficientai-toolkit --help` lists them"
+            ctx.fail(f"no command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+def _reported(function: Callable[..., None]) -> Callable[..., None]:
+    """`function` with a user's mistake as one sentence and exit code 2, Ctrl-C as 130."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except ToolkitError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    return command
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Meta-learning and parameter-efficient fine-tuning on MLX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point `efficientai-toolkit`."""
+    command, *rest = [*sys.argv[1:], ""]
+    # Typer reads options by way of pydantic, which takes longer to import than `info` takes to answer.
+    if command.removeprefix(PREFIX) == "info" and rest in ([""], ["--json", ""]):
+        from .info import info
+
+        _reported(info)(json=len(rest) > 1)
+    else:
+        app()

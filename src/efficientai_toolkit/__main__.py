@@ -1,0 +1,5 @@
+"""`python -m efficientai_toolkit`."""
+
+from .cli import main
+
+main()
