@@ -11,7 +11,7 @@ import pytest
 
 from efficientai_toolkit.errors import CheckpointNotFoundError, DataError, OutputError
 from efficientai_toolkit.runs.experiment import ExperimentManager
-from efficientai_toolkit.runs.files import jsonable, read_json, write_json
+from efficientai_toolkit.files import jsonable, read_json, write_json
 
 CONFIG = {
     "meta_learning": {"algorithm": "maml", "seed": 0},
@@ -112,7 +112,7 @@ def test_damaged_config_is_named(tmp_path):
 
 def test_output_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match=r"cannot write .*file: .*--output"):
+    with pytest.raises(OutputError, match=r"cannot write .*file: .*can be written"):
         ExperimentManager(tmp_path / "file", "r", {})
 
 

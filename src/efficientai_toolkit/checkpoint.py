@@ -10,9 +10,7 @@ import contextlib
 import io
 import json
 import math
-import os
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -22,7 +20,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .errors import CheckpointError, CheckpointNotFoundError, OutputError
+from .errors import CheckpointError, CheckpointNotFoundError
+from .files import replacing
 
 FORMAT = "efficientai-toolkit"
 FORMAT_VERSION = 1
@@ -63,29 +62,10 @@ def write_npz(
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header is not plain JSON: {error}") from error
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                    _add(archive, "header", np.frombuffer(text.encode(), np.uint8))
-                    for name, array in arrays.items():
-                        _add(archive, name, _to_numpy(array))
-                file.flush()
-                os.fsync(file.fileno())
-                with contextlib.suppress(OSError):  # mkstemp's 0600 would hide the file from one's group
-                    os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; name a folder that can be written"
-        ) from error
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, "header", np.frombuffer(text.encode(), np.uint8))
+        for name, array in arrays.items():
+            _add(archive, name, _to_numpy(array))
 
 
 def read_npz(path: str | Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
@@ -231,19 +211,3 @@ def _to_numpy(array: mx.array | np.ndarray) -> np.ndarray:
     if array.dtype.kind not in _KINDS:
         raise CheckpointError(f"an array of {array.dtype} cannot be saved; a checkpoint holds numbers only")
     return np.asarray(array, order="C")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system lets a folder be opened (not on Windows)."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

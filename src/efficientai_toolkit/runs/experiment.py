@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointNotFoundError, DataError
-from .files import atomic_write, jsonable, read_json, write_json, writing
+from ..files import jsonable, read_json, write_json, write_text, writing
 
 
 class ExperimentManager:
@@ -126,7 +126,7 @@ class ExperimentManager:
         return rows
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        atomic_write(self.metrics_path, "".join(_line(row) for row in rows))
+        write_text(self.metrics_path, "".join(_line(row) for row in rows))
 
     def history(self) -> dict[str, tuple[list, list]]:
         """Metric → (iterations, values), for every numeric metric that was logged."""

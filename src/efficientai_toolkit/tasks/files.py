@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickletools
-import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, DataNotFoundError, OutputError
+from ..errors import DataError, DataNotFoundError
+from ..files import replacing
 
 _FORMAT = "efficientai-toolkit task distribution"
 _VERSION = 1
@@ -31,20 +30,8 @@ def write_document(path: Path, document: dict) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, header=np.frombuffer(text, np.uint8))
         text = buffer.getvalue()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    with replacing(path) as file:
+        file.write(text)
 
 
 def read_document(path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""JSON in and out: atomic writes, and a plain value for everything a metric can be."""
+"""Files that are written whole or not at all, and JSON for everything a metric can be."""
 
 from __future__ import annotations
 
@@ -9,48 +9,65 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ..errors import DataError, DataNotFoundError, OutputError
+from .errors import DataError, DataNotFoundError, OutputError
 
 
 @contextlib.contextmanager
-def writing(path: Path | str) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into an `OutputError`."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(
-            f"cannot write {path}: {reason}; give --output a folder that can be written"
-        ) from error
+def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends well.
 
+    It appears by a rename within its folder after its bytes have reached the disk, so at every moment `path` is
+    the old file or the new one, whole. Its folder is made where it is missing.
 
-def atomic_write(path: Path | str, text: str) -> None:
-    """At every moment `path` is either the old file or the new one, whole."""
+    Raises:
+        OutputError: it cannot be written.
+    """
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide results from one's group
+            with contextlib.suppress(OSError):  # mkstemp's 0600 would hide the file from one's group
+                os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        _sync_folder(path.parent)
 
 
-def write_json(path: Path | str, value: Any) -> None:
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into an `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; name a folder that can be written"
+        ) from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`text` as UTF-8, atomically."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
     """`value` as indented JSON, atomically; see `jsonable` for what it may hold."""
-    atomic_write(path, json.dumps(jsonable(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path | str) -> Any:
+def read_json(path: str | Path) -> Any:
     """The value in the JSON file at `path`; a missing or damaged file is a `DataError`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -81,3 +98,13 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system lets a folder be opened (not on Windows)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,83 @@
+"""The shape of the house: imports run downwards, public names exist, the documentation names what there is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import efficientai_toolkit
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "efficientai_toolkit"
+# From the roof down. Rooms of one storey may not import each other.
+STOREYS = [
+    ["__main__", "cli"],
+    ["recipes"],
+    ["continual", "search"],
+    ["runs"],
+    ["learners"],
+    ["backbones", "adapters"],
+    ["tasks"],
+    ["nn", "optimizers"],
+    ["checkpoint", "config", "devices", "logging"],
+    ["files"],
+    ["errors"],
+]
+# Within a storey: who may use whom.
+SIBLINGS = {("adapters", "backbones"), ("nn", "optimizers"), ("config", "devices"), ("__main__", "cli")}
+LEVEL = {room: level for level, rooms in enumerate(STOREYS) for room in rooms}
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    package = ["efficientai_toolkit", *path.relative_to(PACKAGE).parts[:-1]]
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            rooms |= {([*base, *name.split(".")])[1] for name in names if len(base) + len(name.split(".")) > 1}
+    return rooms
+
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_downwards(path):
+    room = room_of(path)
+    assert room in LEVEL, f"the room {room!r} is on no storey"
+    for other in imported_rooms(path) - {room, "__version__"}:
+        allowed = LEVEL[room] < LEVEL[other] or (room, other) in SIBLINGS
+        assert allowed, f"{room} must not import {other}: imports run downwards"
+
+
+@pytest.mark.parametrize("name", efficientai_toolkit.__all__)
+def test_every_public_name_can_be_imported(name):
+    assert getattr(efficientai_toolkit, name) is not None
+
+
+def test_the_root_imports_nothing_heavy():
+    code = (
+        "import sys, efficientai_toolkit; "
+        "heavy = {'mlx', 'numpy', 'matplotlib', 'pydantic', 'typer', 'rich', 'yaml'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line for line in script.splitlines() if line.startswith("(command -v uv")]
+    assert len(lines) == 2
+    for line in lines:
+        assert line in readme, f"the README does not have the line {line!r}"
