@@ -20,6 +20,7 @@ FAMILIES = {
     "sinusoid": "sinusoid:SinusoidalTaskGenerator",
     "harmonic": "harmonic:Harmonic",
     "mixed_regression": "mixed_regression:MixedRegression",
+    "omniglot": "omniglot:Omniglot",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from ..errors import TaskSamplingError, did_you_mean
 
 Arrays = dict[str, np.ndarray]
-Draw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Draw = tuple[np.ndarray, ...]  # support_x, support_y, query_x, query_y
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,17 @@ class Family:
 
     A distribution calls `settings` once, `tasks` once (or, when endless, for every block of fresh tasks) and
     `draw` for every block of episodes. All three are pure: what they return depends on their arguments alone.
+    `config` is any configuration of the cell that the vector of tasks belongs to.
     """
 
     classification = True
+    way_and_shot = False  # whether sizes are spoken of as n_way, k_shot and query_per_class
     known_params: frozenset[str] = frozenset()
+
+    @classmethod
+    def open(cls, data_dir: Path | None = None) -> Family:
+        """The family, for those that read data from `data_dir`, its folder of data sets."""
+        return cls()
 
     def shape(self, config: TaskConfig) -> Shape:
         """The shape of the task's episodes."""
@@ -85,12 +93,12 @@ class Family:
         """What the configurations of one cell fix, checked: arrays with a leading axis over `configs`."""
         raise NotImplementedError
 
-    def tasks(self, settings: Arrays, seeds: np.ndarray) -> Arrays:
-        """Settings and (T,) seeds → everything that makes the T tasks what they are, with a leading axis T."""
+    def tasks(self, config: TaskConfig, settings: Arrays, seeds: np.ndarray) -> Arrays:
+        """(T,) seeds, and the settings of each → all that makes the T tasks what they are, with a leading axis T."""
         raise NotImplementedError
 
     def draw(self, config: TaskConfig, tasks: Arrays, rng: np.random.Generator) -> Draw:
-        """An episode of fresh points for each of T tasks of the cell that `config` belongs to.
+        """An episode of fresh points for each of T tasks.
 
         Returns support_x (T, S, *input) float32, support_y (T, S) int32 or (T, S, *target) float32, and the
         same two for the query.

@@ -162,7 +162,7 @@ class TaskDistribution:
             )
         kind = self.families[config.task_family]
         seeds = np.array([self.task_seed(config)], np.uint64)
-        arrays = kind.draw(config, kind.tasks(kind.settings([config]), seeds), rng)
+        arrays = kind.draw(config, kind.tasks(config, kind.settings([config]), seeds), rng)
         return (config, *(mx.array(a[0]) for a in arrays))
 
     def task_seed(self, config: TaskConfig) -> int:
@@ -253,7 +253,7 @@ class TaskDistribution:
         kind = self.families[configs[0].task_family]
         settings = kind.settings(configs)
         seeds = np.array([self.task_seed(config) for config in configs], np.uint64)
-        return _Cell(kind, configs[0], len(members), settings, kind.tasks(settings, seeds))
+        return _Cell(kind, configs[0], len(members), settings, kind.tasks(configs[0], settings, seeds))
 
     def _batches_per_block(self, n: int) -> int:
         largest = max(
@@ -281,23 +281,26 @@ class TaskDistribution:
         slots = np.concatenate([rng.permutation(stack.size) for _ in range(rounds)])[:total]
         if len(stack.cells) == 1:
             return self._draw_cell(stack.cells[0], slots, rng)
-        out: Draw | None = None
+        y_type = np.int32 if self.is_classification else np.float32
+        x_shape, y_shape = stack.shape.input, stack.shape.target
+        out = tuple(
+            np.empty((total, n, *shape), dtype)
+            for n in (stack.shape.support, stack.shape.query)
+            for shape, dtype in ((x_shape, np.float32), (y_shape, y_type))
+        )
         first = 0
         for cell in stack.cells:
             where = np.nonzero((slots >= first) & (slots < first + cell.size))[0]
             if len(where):
-                arrays = self._draw_cell(cell, slots[where] - first, rng)
-                out = out or tuple(np.empty((total, *a.shape[1:]), a.dtype) for a in arrays)
-                for whole, part in zip(out, arrays, strict=True):
+                for whole, part in zip(out, self._draw_cell(cell, slots[where] - first, rng), strict=True):
                     whole[where] = part
             first += cell.size
-        assert out is not None
         return out
 
     def _draw_cell(self, cell: _Cell, rows: np.ndarray, rng: np.random.Generator) -> Draw:
         if self.endless:
             seeds = rng.integers(1 << 63, size=len(rows), dtype=np.uint64)
-            tasks = cell.family.tasks({k: v[rows] for k, v in cell.settings.items()}, seeds)
+            tasks = cell.family.tasks(cell.config, {k: v[rows] for k, v in cell.settings.items()}, seeds)
         else:
             tasks = {k: v[rows] for k, v in cell.tasks.items()}
         return cell.family.draw(cell.config, tasks, rng)

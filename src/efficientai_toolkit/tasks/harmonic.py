@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
-from .base import Arrays
+from .base import Arrays, TaskConfig
 from .regression import Ranges, RegressionFamily
 from .seeding import normal, uniform
 
@@ -16,13 +18,13 @@ class Harmonic(RegressionFamily):
     a₁ and a₂ standard normal, x ~ N(centre, 1) with the centre in [−4, 4]. `x_range` is the centre's range.
     """
 
-    ranges: Ranges = {"frequency": (5.0, 7.0), "phase_1": (0.0, 2 * np.pi), "phase_2": (0.0, 2 * np.pi)}
+    ranges: ClassVar[Ranges] = {"frequency": (5.0, 7.0), "phase_1": (0.0, 2 * np.pi), "phase_2": (0.0, 2 * np.pi)}
 
     def __init__(self, *, x_range: tuple[float, float] = (-4.0, 4.0), **settings):
         super().__init__(x_range=x_range, **settings)
 
-    def tasks(self, settings: Arrays, seeds: np.ndarray) -> Arrays:
-        p = super().tasks(settings, seeds)
+    def tasks(self, config: TaskConfig, settings: Arrays, seeds: np.ndarray) -> Arrays:
+        p = super().tasks(config, settings, seeds)
         amplitudes = normal(seeds, "amplitudes", 2)
         low, high = settings["x_range"].T
         centre = low + (high - low) * uniform(seeds, "centre")[:, 0]

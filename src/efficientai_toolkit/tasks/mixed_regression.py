@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class MixedRegression(RegressionFamily):
     Settings (`task_params`): `kinds`, a list of kinds or one of them, and those of `RegressionFamily`.
     """
 
-    ranges: Ranges = {
+    ranges: ClassVar[Ranges] = {
         "amplitude": (0.1, 5.0),
         "phase": (0.0, np.pi),
         "slope": (-3.0, 3.0),
@@ -43,12 +44,12 @@ class MixedRegression(RegressionFamily):
         allowed = np.array([[kind in _kinds(c, self.kinds) for kind in KINDS] for c in configs])
         return super().settings(configs) | {"kinds": allowed}
 
-    def tasks(self, settings: Arrays, seeds: np.ndarray) -> Arrays:
+    def tasks(self, config: TaskConfig, settings: Arrays, seeds: np.ndarray) -> Arrays:
         allowed = settings["kinds"]
         rank = (allowed.sum(1) * uniform(seeds, "kind")[:, 0]).astype(np.int64)
         kind = (np.cumsum(allowed, 1) > rank[:, None]).argmax(1)  # the rank-th allowed kind
         sign = np.where(uniform(seeds, "sign")[:, 0] < 0.5, -1.0, 1.0)
-        return super().tasks(settings, seeds) | {"kind": kind, "sign": sign}
+        return super().tasks(config, settings, seeds) | {"kind": kind, "sign": sign}
 
     def function(self, x: np.ndarray, p: Arrays) -> np.ndarray:
         sine = p["amplitude"] * np.sin(x - p["phase"])

@@ -28,11 +28,11 @@ class NonlinearClassification(PlanarFamily):
     def settings(self, configs: Sequence[TaskConfig]) -> Arrays:
         return super().settings(configs) | {"kind": np.array([choice(c, "kind", KINDS) for c in configs])}
 
-    def tasks(self, settings: Arrays, seeds: np.ndarray) -> Arrays:
+    def tasks(self, config: TaskConfig, settings: Arrays, seeds: np.ndarray) -> Arrays:
         kind = settings["kind"]
         drawn = (len(KINDS) * uniform(seeds, "kind")[:, 0]).astype(np.int64)
         shift = (settings["num_classes"] * uniform(seeds, "label order")[:, 0]).astype(np.int64)
-        return super().tasks(settings, seeds) | {"kind": np.where(kind < 0, drawn, kind), "shift": shift}
+        return super().tasks(config, settings, seeds) | {"kind": np.where(kind < 0, drawn, kind), "shift": shift}
 
     def points(self, labels: np.ndarray, num_classes: int, tasks: Arrays, rng: np.random.Generator) -> np.ndarray:
         places = (labels + tasks["shift"][:, None]) % num_classes

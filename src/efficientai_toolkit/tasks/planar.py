@@ -44,7 +44,7 @@ class PlanarFamily(Family):
             "num_classes": np.array([c.num_classes for c in configs]),
         }
 
-    def tasks(self, settings: Arrays, seeds: np.ndarray) -> Arrays:
+    def tasks(self, config: TaskConfig, settings: Arrays, seeds: np.ndarray) -> Arrays:
         dim = settings["translation"].shape[1]
         angle, translation = settings["angle"], settings["translation"]
         angle = np.where(np.isnan(angle), 2 * np.pi * uniform(seeds, "rotation_angle")[:, 0], angle)

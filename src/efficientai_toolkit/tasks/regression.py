@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
@@ -29,7 +29,7 @@ class RegressionFamily(Family):
     """
 
     classification = False
-    ranges: Ranges = {}  # parameters, uniform in their range
+    ranges: ClassVar[Ranges] = {}  # parameters, uniform in their range
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class RegressionFamily(Family):
                 )
         given: dict[str, Any] = {"x_range": x_range, "noise": noise, **ranges}
         defaults = TaskConfig("defaults", type(self).__name__, task_params=given)
-        self.ranges = {name: interval(defaults, name, default) for name, default in self.ranges.items()}
+        self.given = {name: interval(defaults, name, default) for name, default in self.ranges.items()}
         self.x_range, self.noise = interval(defaults, "x_range", x_range), number(defaults, "noise", 0.0, 0.0)
         self.known_params = frozenset({*self.ranges, "x_range", "noise"})
         self.support_size, self.query_size, self.seed = support_size, query_size, seed
@@ -72,11 +72,11 @@ class RegressionFamily(Family):
     def settings(self, configs: Sequence[TaskConfig]) -> Arrays:
         ranges = {
             name: np.array([interval(c, name, default) for c in configs])
-            for name, default in {**self.ranges, "x_range": self.x_range}.items()
+            for name, default in {**self.given, "x_range": self.x_range}.items()
         }
         return ranges | {"noise": np.array([number(c, "noise", self.noise, 0.0) for c in configs])}
 
-    def tasks(self, settings: Arrays, seeds: np.ndarray) -> Arrays:
+    def tasks(self, config: TaskConfig, settings: Arrays, seeds: np.ndarray) -> Arrays:
         p = {"x_low": settings["x_range"][:, 0], "x_high": settings["x_range"][:, 1], "noise": settings["noise"]}
         for name in self.ranges:
             low, high = settings[name].T

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from .base import Arrays
@@ -25,7 +27,7 @@ class SinusoidalTaskGenerator(RegressionFamily):
         >>> tasks = Sawtooth(support_size=5).distribution()  # a TaskDistribution to train on
     """
 
-    ranges: Ranges = {"amplitude": (0.1, 5.0), "phase": (0.0, np.pi), "frequency": (1.0, 1.0)}
+    ranges: ClassVar[Ranges] = {"amplitude": (0.1, 5.0), "phase": (0.0, np.pi), "frequency": (1.0, 1.0)}
 
     def function(self, x: np.ndarray, p: Arrays) -> np.ndarray:
         return p["amplitude"] * np.sin(p["frequency"] * x - p["phase"])

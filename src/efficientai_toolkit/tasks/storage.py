@@ -1,0 +1,108 @@
+"""Where data sets lie, how they get there, and the cache of decoded arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError, DataNotFoundError, OutputError
+from .seeding import stable_seed
+
+_TIMEOUT = 20  # seconds without an answer
+
+
+def user_cache() -> Path:
+    """The user's cache folder of this toolkit."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "efficientai-toolkit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "efficientai-toolkit"
+
+
+def data_root(data_dir: str | Path | None = None) -> Path:
+    """The parent of all data sets: `data_dir`, else `$EFFICIENTAI_DATA_DIR`, else the user's cache folder."""
+    given = data_dir or os.environ.get("EFFICIENTAI_DATA_DIR")
+    if not given:
+        return user_cache()
+    root = Path(given).expanduser()
+    if not root.is_dir():
+        raise DataNotFoundError(f"the data folder {root} is not there; create it, or name another with --data-dir")
+    return root
+
+
+def fetch(folder: Path, name: str, url: str, *, sha256: str | None = None, what: str) -> Path:
+    """The file `folder`/`name`, downloaded from `url` where it is absent, with progress on stderr."""
+    path = folder / name
+    if path.is_file():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+    except OSError as error:
+        raise OutputError(f"{what} is not at {path} and cannot be downloaded there: {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            found = _download(url, file, name)
+        if sha256 and found != sha256:
+            raise DataError(f"{url} has changed: SHA-256 {found}, expected {sha256}; nothing was kept")
+        os.replace(temporary, path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = getattr(error, "reason", None) or error
+        raise DataNotFoundError(
+            f"{what} is not at {path}, and downloading it failed ({reason}); "
+            f"put the file from {url} there, or name the folder that has it with --data-dir"
+        ) from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def _download(url: str, file, name: str) -> str:
+    digest, done, shown = hashlib.sha256(), 0, -1
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
+        size = int(response.headers.get("Content-Length") or 0)
+        while chunk := response.read(1 << 18):
+            file.write(chunk)
+            digest.update(chunk)
+            done += len(chunk)
+            tenth = 10 * done // size if size else done >> 23
+            if tenth != shown:
+                shown = tenth
+                total = f" of {size / 1e6:.1f}" if size else ""
+                print(f"downloading {name}: {done / 1e6:.1f}{total} MB", file=sys.stderr, flush=True)
+    if size and done != size:
+        raise OSError(f"the connection closed after {done} of {size} bytes")
+    return digest.hexdigest()
+
+
+def cached(name: str, sources: Iterable[Path], build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """`build()`, kept in the user's cache for as long as the files it was made from stay as they are.
+
+    A cache that cannot be read is built again, one that cannot be written is done without.
+    """
+    stamp = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    path = user_cache() / "arrays" / f"{name}-{stable_seed(stamp):016x}.npz"
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    arrays = build()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    return arrays
