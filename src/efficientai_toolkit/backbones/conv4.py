@@ -5,7 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..nn.layers import Conv2d, EpisodicBatchNorm, max_pool2d
+from ..nn.conv import conv_norm_relu_pool
+from ..nn.layers import Conv2d, EpisodicBatchNorm, Linear
 
 
 class Conv4(nn.Module):
@@ -37,7 +38,7 @@ class Conv4(nn.Module):
             self.blocks.append(ConvBlock(channels, hidden_dim, key=keys[layer]))
             height, width, channels = height // 2, width // 2, hidden_dim
         size = height * width * channels
-        self.head = nn.Linear(size, num_classes)
+        self.head = Linear(size, num_classes)
         self.head.weight = mx.random.normal((num_classes, size), key=keys[-1]) * size**-0.5
         self.head.bias = mx.zeros((num_classes,))
 
@@ -65,4 +66,5 @@ class ConvBlock(nn.Module):
         self.norm = EpisodicBatchNorm(out_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return max_pool2d(nn.relu(self.norm(self.conv(x))))
+        norm = self.norm
+        return conv_norm_relu_pool(x, self.conv.weight, norm.weight, norm.bias, norm.eps)

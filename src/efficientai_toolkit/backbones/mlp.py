@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..nn.layers import Linear
+
 
 class MLP(nn.Module):
     """`input_dim` → `num_layers` × (Linear(`hidden_dim`), ReLU) → Linear(`output_dim`).
@@ -66,7 +68,7 @@ class SimpleClassifier(MLP):
 
 
 def _he_linear(n: int, m: int, key: mx.array) -> nn.Linear:
-    layer = nn.Linear(n, m)
+    layer = Linear(n, m)
     layer.weight = mx.random.normal((m, n), key=key) * (2 / n) ** 0.5
     layer.bias = mx.zeros((m,))
     return layer

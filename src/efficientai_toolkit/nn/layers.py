@@ -11,38 +11,56 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from .conv import conv2d, max_pool2d
 from .functional import next_key
 
+__all__ = ["Conv2d", "Dropout", "EpisodicBatchNorm", "Linear", "conv2d", "max_pool2d"]
 
-def conv2d(x: mx.array, weight: mx.array, stride: int = 1, padding: int = 0) -> mx.array:
-    """Convolution of `x` (N, H, W, C) with `weight` (O, kh, kw, C) as shifted slices and one matmul.
 
-    Equal to `mx.conv2d` up to rounding, with a `vmap` rule for every order of gradient.
+class Linear(nn.Linear):
+    """`mlx.nn.Linear` whose gradients, of every order, come out in the layout of what they are gradients of.
+
+    MLX's own gives the weight's gradient as the transpose of an array, and a stack of weights and one of transposes are
+    added at a sixth of the speed: a fifth of a MAML step of a small network on a CPU.
     """
-    out_channels, kh, kw, channels = weight.shape
-    if padding:
-        x = mx.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)])
-    height = (x.shape[1] - kh) // stride + 1
-    width = (x.shape[2] - kw) // stride + 1
-    shifts = [
-        x[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    columns = shifts[0] if len(shifts) == 1 else mx.concatenate(shifts, axis=-1)
-    return columns @ weight.reshape(out_channels, kh * kw * channels).T
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = _times_transpose(x.reshape(-1, x.shape[-1]), self.weight).reshape(*x.shape[:-1], self.weight.shape[0])
+        return y + self.bias if "bias" in self else y
 
 
-def max_pool2d(x: mx.array) -> mx.array:
-    """2 × 2 max pooling, stride 2, of `x` (N, H, W, C); an odd last row or column is dropped.
+@mx.custom_function
+def _times(a: mx.array, b: mx.array) -> mx.array:
+    return a @ b
 
-    Where values tie, the gradient goes to the first of them in row-major order, as in PyTorch.
-    """
-    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
-    left, right = x[:, :, 0::2], x[:, :, 1::2]
-    x = mx.where(left >= right, left, right)
-    top, bottom = x[:, 0::2], x[:, 1::2]
-    return mx.where(top >= bottom, top, bottom)
+
+@mx.custom_function
+def _times_transpose(a: mx.array, b: mx.array) -> mx.array:
+    return a @ b.T
+
+
+@mx.custom_function
+def _transpose_times(a: mx.array, b: mx.array) -> mx.array:
+    return a.T @ b
+
+
+# The three are closed under differentiation, and none of the gradients is a transpose.
+@_times.vjp
+def _(primals, cotangent, _output):
+    a, b = primals
+    return _times_transpose(cotangent, b), _transpose_times(a, cotangent)
+
+
+@_times_transpose.vjp
+def _(primals, cotangent, _output):
+    a, b = primals
+    return _times(cotangent, b), _transpose_times(cotangent, a)
+
+
+@_transpose_times.vjp
+def _(primals, cotangent, _output):
+    a, b = primals
+    return _times_transpose(b, cotangent), _times(a, cotangent)
 
 
 class Conv2d(nn.Module):
