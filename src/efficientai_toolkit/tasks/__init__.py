@@ -21,6 +21,11 @@ FAMILIES = {
     "harmonic": "harmonic:Harmonic",
     "mixed_regression": "mixed_regression:MixedRegression",
     "omniglot": "omniglot:Omniglot",
+    "mnist": "mnist:Mnist",
+    "cifar_fs": "cifar_fs:CifarFS",
+    "fc100": "fc100:FC100",
+    "mini_imagenet": "mini_imagenet:MiniImageNet",
+    "image_folder": "image_folder:ImageFolder",
 }
 
 

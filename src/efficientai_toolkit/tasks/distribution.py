@@ -163,7 +163,8 @@ class TaskDistribution:
         kind = self.families[config.task_family]
         seeds = np.array([self.task_seed(config)], np.uint64)
         arrays = kind.draw(config, kind.tasks(config, kind.settings([config]), seeds), rng)
-        return (config, *(mx.array(a[0]) for a in arrays))
+        sx, sy, qx, qy = (mx.array(a[0]) for a in arrays)
+        return config, sx, sy, qx, qy
 
     def task_seed(self, config: TaskConfig) -> int:
         """The seed that fixes a task."""

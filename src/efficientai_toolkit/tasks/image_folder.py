@@ -1,0 +1,75 @@
+"""A user's own images: one folder a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError, DataNotFoundError, TaskSamplingError
+from .base import TaskConfig, where
+from .images import ImageFamily, ImageSet, decode, shuffled
+from .storage import cached
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+_SPLITS = ("train", "val", "test")
+
+
+class ImageFolder(ImageFamily):
+    """Images in a tree `CLASS/….png`, of any size and in any common format.
+
+    The tree is the folder `image_folder/` of the data folder, or the data folder itself. Where its folders are
+    `train/`, `val/` and `test/`, each holds its split's classes; otherwise the classes are split 64 / 16 / 20 in
+    a fixed random order.
+
+    Settings (`task_params`), besides those of `ImageFamily`:
+        image_size: height and width that images are resized to; 84.
+        grayscale: one channel instead of three; false.
+    """
+
+    known_params = ImageFamily.known_params | {"image_size", "grayscale"}
+
+    def variant(self, config: TaskConfig) -> tuple[int, str]:
+        size, gray = config.task_params.get("image_size", 84), config.task_params.get("grayscale", False)
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 1024:
+            raise TaskSamplingError(f"{where(config)}: image_size is {size!r}; expected a whole number in [1, 1024]")
+        if not isinstance(gray, bool):
+            raise TaskSamplingError(f"{where(config)}: grayscale is {gray!r}; expected true or false")
+        return size, "L" if gray else "RGB"
+
+    def read(self, size: int = 84, mode: str = "RGB") -> ImageSet:
+        root = self.root / "image_folder" if (self.root / "image_folder").is_dir() else self.root
+        ready = all((root / split).is_dir() for split in _SPLITS)
+        tree = {split: _classes(root / split) for split in _SPLITS} if ready else {"": _classes(root)}
+        names, files, splits = [], [], {}
+        for split, classes in tree.items():
+            splits[split] = len(names) + np.arange(len(classes))
+            names += [f"{split}/{name}" if split else name for name in classes]
+            files += classes.values()
+        if not ready:
+            order, a, b = shuffled(len(names), "image_folder"), round(0.64 * len(names)), round(0.8 * len(names))
+            splits = {"train": order[:a], "val": order[a:b], "test": order[b:]}
+        paths = [path for each in files for path in each]
+        images = cached(f"images-{size}-{mode}", paths, lambda: _decode(paths, size, mode))["images"]
+        return ImageSet(images, np.cumsum([0, *map(len, files)]), names, splits)
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    classes = {
+        child.name: files
+        for child in sorted(folder.iterdir())
+        if child.is_dir() and (files := sorted(p for p in child.iterdir() if p.suffix.lower() in _SUFFIXES))
+    }
+    if not classes:
+        raise DataNotFoundError(f"no images in {folder}; expected a folder for each class, with its images in it")
+    return classes
+
+
+def _decode(paths: list[Path], size: int, mode: str) -> dict[str, np.ndarray]:
+    images = np.empty((len(paths), size, size, len(mode)), np.uint8)
+    for image, path in zip(images, paths, strict=True):
+        try:
+            image[:] = decode(path.read_bytes(), str(path), (size, size), mode)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
+    return {"images": images}
