@@ -1,0 +1,130 @@
+"""From a configuration to what runs: the task distributions, the model with its adapter, the learner."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mlx.nn as nn
+
+from ..backbones import build_backbone
+from ..checkpoint import read_header
+from ..config import MetaLearningConfig
+from ..errors import CheckpointError, CheckpointNotFoundError, ConfigurationError, did_you_mean
+from ..learners import learner_class
+from ..optimizers import schedule
+from ..tasks.build import Splits, build_splits
+
+if TYPE_CHECKING:
+    from ..learners.base import MetaLearner
+
+
+class Built(NamedTuple):
+    config: MetaLearningConfig
+    learner: MetaLearner
+    splits: Splits
+
+
+def build(config: MetaLearningConfig) -> Built:
+    """What `config` describes, untrained.
+
+    Raises:
+        ConfigurationError, TaskSamplingError, AdapterError, DataError: it describes nothing that can be.
+    """
+    learner_class(config.algorithm)  # an unknown name is said before any data is read
+    paths, seed = config.paths, config.seed
+    data_dir = None if paths.data_dir is None else Path(paths.data_dir).expanduser()
+    splits = build_splits(config.task_distribution, data_dir=data_dir, seed=seed)
+    if config.target_accuracy is not None and not splits.train.is_classification:
+        raise ConfigurationError(
+            "meta_learning.target_accuracy needs classes, and these tasks are regression; use patience"
+        )
+    output_dim = max(split.output_dim for split in splits)
+    return Built(config, build_learner(config, build_model(config, splits.train.input_shape, output_dim)), splits)
+
+
+def build_model(config: MetaLearningConfig, input_shape: tuple[int, ...], output_dim: int) -> nn.Module:
+    """The backbone and, where one is configured, its adapter (then only the adapter is trainable)."""
+    model = build_backbone(config.model, input_shape, output_dim, seed=config.seed)
+    if config.adapter.method is None:
+        if config.adapter.options:
+            raise ConfigurationError(
+                f"adapter.{next(iter(config.adapter.options))} is given, but no adapter.method to which it belongs"
+            )
+        return model
+    from ..adapters import adapter_config, attach
+
+    options = dict(config.adapter.options)
+    head = options.pop("train_head", False)
+    return attach(
+        model, adapter_config(config.adapter.method, **options), config.adapter.target_modules, train_head=head
+    )
+
+
+def build_learner(config: MetaLearningConfig, model: nn.Module) -> MetaLearner:
+    """The configured learner over `model`; what `learner:` says is checked against what the algorithm takes."""
+    made = learner_class(config.algorithm)
+    known = made.option_names() | {
+        name: parameter.default
+        for name, parameter in inspect.signature(made.__init__).parameters.items()
+        if name in ("head", "chunk", "compile")
+    }
+    for name in config.learner:
+        if name in type(config.meta_learning).model_fields:
+            raise ConfigurationError(f"learner.{name} belongs to the section meta_learning")
+        if name not in known:
+            raise ConfigurationError(
+                f"learner.{name}: {config.algorithm!r} has no such option{did_you_mean(name, known)}"
+            )
+    optimizer, total = config.optimizer, config.num_meta_iterations
+    rate = schedule(
+        optimizer.schedule, config.outer_lr, total, warmup=optimizer.warmup_iterations, end=optimizer.final_lr
+    )
+    try:
+        return made(
+            model,
+            inner_lr=config.inner_lr,
+            outer_lr=rate,
+            num_inner_steps=config.num_inner_steps,
+            outer_optimizer=optimizer.name,
+            seed=config.seed,
+            gradient_clip=config.gradient_clip,
+            **config.learner,
+        )
+    except TypeError as error:
+        raise ConfigurationError(
+            f"learner: {config.algorithm!r} cannot be built from {config.learner}: {error}"
+        ) from error
+
+
+def restore(checkpoint: str | Path, overrides: Any = (), config: MetaLearningConfig | None = None) -> Built:
+    """What a checkpoint of `train` holds, rebuilt and loaded.
+
+    Args:
+        checkpoint: a file, or a run folder: then its best.
+        overrides: settings that beat the checkpoint's own.
+        config: in place of the checkpoint's own.
+    """
+    path = checkpoint_file(checkpoint)
+    if config is None:
+        stored = read_header(path).get("config")
+        if not isinstance(stored, dict):
+            raise CheckpointError(
+                f"{path} holds no configuration (it was made by `save`, not by `train`); give --config"
+            )
+        config = MetaLearningConfig.from_dict(stored, overrides, where=str(path))
+    built = build(config)
+    built.learner.load(path)
+    return built
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """`path`, or the best checkpoint of the run folder `path`."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = [folder / "best.npz" for folder in (path / "checkpoints", path) if (folder / "best.npz").is_file()]
+    if not found:
+        raise CheckpointNotFoundError(f"{path} is a folder without checkpoints/best.npz; give a checkpoint (.npz) file")
+    return found[0]
