@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 LEARNERS = {
     "anil": "anil:ANILLearner",
     "fomaml": "fomaml:FOMAMLLearner",
+    "lslr": "maml_pp:LSLRLearner",
     "maml": "maml:MAMLLearner",
+    "maml++": "maml_pp:MAMLPlusPlusLearner",
+    "maml_enhanced": "meta_curvature:MAMLEnhancedLearner",
+    "meta_curvature": "meta_curvature:MetaCurvatureLearner",
+    "meta_sgd": "meta_sgd:MetaSGDLearner",
     "reptile": "reptile:ReptileLearner",
 }
 

@@ -46,6 +46,7 @@ class MetaLearner:
     """
 
     algorithm: ClassVar[str]
+    per_step_rule: ClassVar[bool] = False  # beyond the trained number of steps, the last step's rates repeat
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ def inner_loop(
     rule_params: RuleParameters,
     num_steps: int,
     adapts: Iterable[str] | None = None,
-    second_order: bool = True,
+    second_order: bool | mx.array = True,
     checkpoint: bool | None = None,
     batch_size: int | None = None,
     key: mx.array | None = None,
@@ -37,7 +37,8 @@ def inner_loop(
         support_x, support_y: (S, …) both.
         rule, rule_params: the update rule and its meta-learned arrays.
         adapts: paths that the steps may change; the others are held at their start. Default: all.
-        second_order: differentiate through the inner gradients; otherwise they count as constants.
+        second_order: differentiate through the inner gradients; otherwise they count as constants. A scalar array
+            0 or 1 decides within the graph.
         checkpoint: recompute each step on the way back (memory of one step instead of `num_steps`; same numbers).
             Default: from 8 second-order steps on.
         batch_size: rows of the support drawn anew for each step (Reptile); default: all of it.
@@ -52,7 +53,7 @@ def inner_loop(
     fast = {path: params[path] for path in paths}
     state = rule.start(fast)
     if checkpoint is None:
-        checkpoint = second_order and num_steps >= CHECKPOINT_FROM
+        checkpoint = second_order is not False and num_steps >= CHECKPOINT_FROM
     keys: list[mx.array | None] = [None] * num_steps if key is None else list(mx.random.split(key, max(num_steps, 1)))
 
     def one_step(step, fast, state, held, rule_params, x, y, key):
@@ -63,8 +64,8 @@ def inner_loop(
         # With respect to all of them, though only those of `fast` are used (the rest is never computed): an activation
         # of `mlx.nn`, which is a compiled function, cannot be differentiated later where its input is no argument here.
         grads = mx.grad(loss)({**held, **fast}, x, y, key=key)
-        if not second_order:
-            grads = {path: mx.stop_gradient(grads[path]) for path in fast}
+        if second_order is not True:
+            grads = {path: _partly_stopped(grads[path], second_order) for path in fast}
         return rule.update(rule_params, state, grads, fast, step)
 
     if each is not None:
@@ -76,6 +77,12 @@ def inner_loop(
         if each is not None:
             each(step + 1, {**held, **fast})
     return {path: fast[path] if path in fast else held[path] for path in params}
+
+
+def _partly_stopped(g: mx.array, share: bool | mx.array) -> mx.array:
+    """g, with `share` (0 or 1) of its gradient."""
+    constant = mx.stop_gradient(g)
+    return constant if share is False else constant + share * (g - constant)
 
 
 def _checkpointed(one_step: Callable, step: int) -> Callable:

@@ -118,6 +118,12 @@ def through_adaptation(
         fast = learner.adapt(problem, meta, sx, sy, key=inner, num_steps=num_steps)
         return query_metrics(learner, problem, fast, Episode(sx, sy, qx, qy), outer)
 
+    return mean_gradient(task, meta, stack, keys)
+
+
+def mean_gradient(task: Callable, meta: Meta, stack: EpisodeStack, keys: mx.array) -> tuple[Metrics, Meta]:
+    """Each task's metrics and the gradient of the tasks' mean loss, for `task` as in `map_tasks` -> (loss, metrics)."""
+
     def outer_loss(meta):
         losses, metrics = map_tasks(task, meta, stack, keys)
         return mx.mean(losses), metrics

@@ -75,4 +75,20 @@ def adam(learning_rate: float, beta1: float = 0.9, beta2: float = 0.999, eps: fl
     return UpdateRule(update, start=start)
 
 
+def lslr(num_steps: int, learning_rate: float) -> UpdateRule:
+    """θ ← θ − α[layer, step] ∇L: a learned rate for each parameter array and step (Antoniou et al. 2019).
+
+    All start at `learning_rate`; steps beyond `num_steps` repeat the last rates. Arrays: `rate.PATH` (`num_steps`,).
+    """
+
+    def init(params, *, key):
+        return {f"rate.{path}": mx.full((max(num_steps, 1),), learning_rate) for path in params}
+
+    def update(rule, state, grads, params, step):
+        last = max(num_steps, 1) - 1
+        return {path: p - rule[f"rate.{path}"][min(step, last)] * grads[path] for path, p in params.items()}, state
+
+    return UpdateRule(update, init)
+
+
 UPDATE_RULES: dict[str, Callable[..., UpdateRule]] = {"sgd": sgd, "momentum": momentum, "adam": adam}
