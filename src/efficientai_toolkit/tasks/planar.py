@@ -25,7 +25,7 @@ class PlanarFamily(Family):
     """
 
     known_params = frozenset({"rotation_angle", "translation", "label_noise"})
-    translation_scale = 0.1
+    translation_scale = 0.1  # standard deviation, within the plane, of a translation that is drawn
 
     def shape(self, config: TaskConfig) -> Shape:
         if config.num_classes < 2 or config.input_dim < 2:
@@ -36,12 +36,10 @@ class PlanarFamily(Family):
         return Shape((config.input_dim,), (), config.support_size, config.query_size)
 
     def settings(self, configs: Sequence[TaskConfig]) -> Arrays:
-        translation = [_translation(config) for config in configs]
         return {
             "angle": np.array([number(c, "rotation_angle", np.nan) for c in configs]),
-            "translation": np.array(translation),
+            "translation": np.array([_translation(c) for c in configs]),
             "label_noise": np.array([number(c, "label_noise", 0.0, 0.0, 1.0) for c in configs]),
-            "num_classes": np.array([c.num_classes for c in configs]),
         }
 
     def tasks(self, config: TaskConfig, settings: Arrays, seeds: np.ndarray) -> Arrays:
