@@ -1,10 +1,11 @@
-"""Tiny models for the adapters' tests: an MLP, a decoder with mlx-lm's names and cache protocol, a quantised one."""
+"""Tiny models for the adapters' tests; the decoder has mlx-lm's names and cache protocol."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from efficientai_toolkit.backbones.bert import Encoder, EncoderConfig
 from efficientai_toolkit.backbones.mlp import MLP
 
 
@@ -87,4 +88,16 @@ def mlp() -> tuple[nn.Module, mx.array]:
     return MLP(6, 3, 16, 2, key=mx.random.key(1)), mx.random.normal((3, 4, 6), key=mx.random.key(2))
 
 
-MODELS = {"mlp": mlp, "decoder": decoder, "quantized": quantized_decoder}
+def encoder() -> tuple[nn.Module, mx.array]:
+    config = EncoderConfig(
+        vocab_size=50, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=40, sep_id=3
+    )
+    model = Encoder(config, 3, key=mx.random.key(1))
+    # BERT's small start leaves outputs, and with them all differences, near rounding.
+    model.apply(lambda weight: weight * 10 if weight.ndim == 2 else weight)
+    ids = mx.random.randint(4, 50, (3, 4, 7), key=mx.random.key(2))
+    lengths = mx.array([[7, 5, 6, 7], [4, 7, 7, 3], [7, 7, 2, 6]])
+    return model, mx.where(mx.arange(7) < lengths[..., None], ids, 0)
+
+
+MODELS = {"mlp": mlp, "decoder": decoder, "quantized": quantized_decoder, "encoder": encoder}

@@ -26,12 +26,19 @@ ADAPTERS: dict[str, str] = {
     "lora": "lora:LoRAConfig",
     "rslora": "lora:RsLoRAConfig",
     "dora": "dora:DoRAConfig",
+    "adalora": "adalora:AdaLoRAConfig",
+    "vera": "vera:VeRAConfig",
     "linear": "linear:LinearAdapterConfig",
     "houlsby": "bottleneck:HoulsbyConfig",
     "pfeiffer": "bottleneck:PfeifferConfig",
     "parallel": "bottleneck:ParallelConfig",
     "bitfit": "bitfit:BitFitConfig",
     "ia3": "ia3:IA3Config",
+    "compacter": "compacter:CompacterConfig",
+    "prefix": "prefix:PrefixConfig",
+    "prefix_mlp": "prefix:PrefixMLPConfig",
+    "prompt": "prompt_tuning:PromptConfig",
+    "p_tuning": "p_tuning:PTuningConfig",
 }
 
 

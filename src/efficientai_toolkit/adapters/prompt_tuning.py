@@ -1,0 +1,75 @@
+"""Prompt tuning: trained vectors before the embedded input (Lester et al. 2021, arXiv 2104.08691)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .base import Adapter, AdapterConfig, Site
+
+_COMMON = 5000  # Lester et al. start from the embeddings of the most common tokens, which have the lowest ids
+
+
+def embedding_width(base: nn.Module) -> int:
+    return base.dims if isinstance(base, nn.QuantizedEmbedding) else base.weight.shape[-1]
+
+
+class Prompt(Adapter):
+    """ids (…, L) → [prompt; base(ids)] (…, P + L, d): the model sees P more tokens on the left.
+
+    The shipped encoders mask, place and pool accordingly; a language model's logits gain P leading positions, of which
+    a caller keeps the last L. For training and scoring: incremental generation would repeat the prompt at every token.
+    Starts as the embeddings of random common tokens. Parameters: P · d.
+    """
+
+    wants: ClassVar[str] = "a word embedding"
+    combines: ClassVar[bool] = False
+
+    def __init__(self, prompt: mx.array):
+        super().__init__()
+        self.prompt = prompt
+
+    @classmethod
+    def fits(cls, base: nn.Module) -> bool:
+        return isinstance(base, (nn.Embedding, nn.QuantizedEmbedding))
+
+    @classmethod
+    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+        tokens = mx.random.randint(0, min(_COMMON, base.weight.shape[0]), (config.length,), key=key)
+        return cls(base(tokens))
+
+    @classmethod
+    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+        return config.length * embedding_width(base)
+
+    def tokens(self) -> mx.array:
+        """(P, d)"""
+        return self.prompt
+
+    def __call__(self, base: nn.Module, ids: mx.array) -> mx.array:
+        x = base(ids)
+        prompt = self.tokens().astype(x.dtype)
+        prompt = mx.broadcast_to(prompt, (*x.shape[:-2], *prompt.shape))
+        return mx.concatenate([prompt, x], axis=-2)
+
+
+@dataclass(frozen=True)
+class PromptConfig(AdapterConfig):
+    """Default: 20 tokens, the least that the paper finds enough, and 3e-2: Hugging Face PEFT's for Adam (the paper's
+    0.3 is for Adafactor).
+
+    Args:
+        length: P.
+    """
+
+    length: int = 20
+    learning_rate: float = 3e-2
+
+    adapter: ClassVar[type[Adapter]] = Prompt
+    targets: ClassVar = (("word_embedding",), ("embedding",))
+
+    def __post_init__(self):
+        self.require(self.length >= 1, "length must be at least 1")

