@@ -20,6 +20,7 @@ PREFIX = "meta-learning-peft:"
 # name → (module and function, group in --help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("info:info", "This machine"),
+    "train": ("train:train", "Meta-learning"),
 }
 
 
