@@ -1,0 +1,191 @@
+"""How well a learner adapts to tasks that training never saw: means with intervals, speed, cost."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import ConfigurationError
+from ..files import jsonable, write_json
+from .build import Built, checkpoint_file, restore
+
+if TYPE_CHECKING:
+    from ..config import MetaLearningConfig, Override
+    from ..learners.base import MetaLearner
+    from ..tasks.distribution import TaskDistribution
+    from ..tasks.episode import EpisodeStack
+
+# Episodes drawn at a time: 50 of 5-way 84 × 84 colour images are a third of a gigabyte.
+_DRAWN = 50
+# Up to here every number of steps is evaluated, so that curves are smooth and speeds exact.
+_EVERY_STEP = 20
+_TIMED = 5
+
+
+class Evaluation(NamedTuple):
+    report: dict[str, Any]  # plain JSON
+    per_task: dict[str, np.ndarray]  # step_{k}_loss, step_{k}_acc → (episodes,)
+    steps: tuple[int, ...]  # the numbers of steps in `per_task`
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path,
+    config: MetaLearningConfig | None = None,
+    *,
+    overrides: Iterable[Override] = (),
+    episodes: int | None = None,
+    steps: Sequence[int] | None = None,
+    output: str | Path | None = None,
+) -> Evaluation:
+    """Evaluate what `train` saved on its own test tasks.
+
+    Args:
+        checkpoint: a checkpoint, or a run folder: its best.
+        config: in place of the checkpoint's own, to evaluate on other tasks.
+        overrides: settings that beat the checkpoint's own.
+        episodes: default: the configuration's.
+        steps: numbers of inner steps to report; default: the configuration's. 0 and the trained number are added.
+        output: of the JSON report; default: `evaluation.json` in the run folder, or beside the checkpoint.
+
+    Returns:
+        the evaluation; its report is in `output` too.
+    """
+    path = checkpoint_file(checkpoint)
+    built = restore(path, overrides, config)
+    found = evaluate_built(built, episodes=episodes, steps=steps)
+    found.report["checkpoint"] = str(path)
+    found.report["file"] = str(output or report_path(path))
+    write_json(found.report["file"], found.report)
+    return found
+
+
+def evaluate_built(built: Built, *, episodes: int | None = None, steps: Sequence[int] | None = None) -> Evaluation:
+    """Evaluate a learner on the test tasks of its configuration."""
+    section = built.config.evaluation
+    found = evaluate_tasks(
+        built.learner,
+        built.splits.test,
+        episodes=section.episodes if episodes is None else episodes,
+        steps=section.steps if steps is None else steps,
+    )
+    found.report["families"] = list(built.config.task_distribution.task_families)
+    return found
+
+
+def evaluate_tasks(
+    learner: MetaLearner, tasks: TaskDistribution, *, episodes: int = 600, steps: Sequence[int] = (0, 1, 3, 5, 10)
+) -> Evaluation:
+    """Evaluate `learner` on `episodes` episodes of `tasks`.
+
+    The report's `metrics` are means over the episodes with the half-width of their 95 % interval (`_ci95`);
+    a value that is not finite is null. `headline` is at the trained number of steps. Where the update rule has
+    rates of its own for every step, the keys beyond the trained number stand in `extrapolated_steps`: there the
+    last step's rates are repeated.
+    """
+    if episodes < 1:
+        raise ConfigurationError(f"episodes is {episodes}; expected at least 1")
+    if not steps or min(steps) < 0:
+        raise ConfigurationError(f"steps are {list(steps)}; expected whole numbers of at least 0, such as 0,1,5,10")
+    trained = learner.num_inner_steps
+    shown = tuple(sorted({0, trained, *steps}))
+    measured = tuple(sorted({*shown, *range(min(shown[-1], _EVERY_STEP) + 1)}))
+    started = time.perf_counter()
+    parts = [learner.evaluate_per_task(stacks, None, measured) for stacks in draw(tasks, episodes)]
+    seconds = time.perf_counter() - started
+    per_task = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    short = "acc" if tasks.is_classification else "loss"
+    values = per_task[f"step_{trained}_{short}"]
+    mean, ci95 = mean_ci95(values)
+    last = trained if learner.per_step_rule else shown[-1]
+    metrics: dict[str, float] = {}
+    for k in shown:
+        for kind in ("acc", "loss"):
+            if f"step_{k}_{kind}" in per_task:
+                name = f"step_{k}_{kind}"
+                metrics[name], metrics[f"{name}_ci95"] = mean_ci95(per_task[name])
+    report = {
+        "algorithm": learner.algorithm,
+        "iteration": learner.iteration,
+        "episodes": len(values),
+        "trained_steps": trained,
+        "steps": shown,
+        "headline": {
+            "metric": "accuracy" if short == "acc" else "loss",
+            "steps": trained,
+            "mean": mean,
+            "ci95": ci95,
+            "diverged_tasks": int((~np.isfinite(per_task[f"step_{trained}_loss"])).sum()),
+        },
+        "metrics": metrics,
+        "extrapolated_steps": [name for name in metrics if learner.per_step_rule and int(name.split("_")[1]) > trained],
+        "adaptation_speed": {
+            "steps_to_90_percent": steps_to_share(per_task, measured, short, last),
+            "of_the_gain_after": last,
+        },
+        "trainable_parameters": learner.num_trainable,
+        "evaluation_seconds_per_task": seconds / len(values),
+        **_cost(learner, tasks),
+    }
+    return Evaluation(jsonable(report), per_task, measured)
+
+
+def draw(tasks: TaskDistribution, episodes: int) -> Iterable[list[EpisodeStack]]:
+    """`episodes` fixed episodes, some at a time: the same whenever they are drawn."""
+    for index in range(episodes // _DRAWN):
+        yield tasks.batch_at(index, _DRAWN)
+    if episodes % _DRAWN:
+        yield tasks.batch_at(0, episodes % _DRAWN)
+
+
+def mean_ci95(values: np.ndarray) -> tuple[float, float]:
+    """Mean over tasks, and the half-width of its 95 % interval (1.96 standard errors)."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        values = np.asarray(values, np.float64)
+        spread = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        return float(values.mean()), float(spread)
+
+
+def steps_to_share(
+    per_task: dict[str, np.ndarray], steps: Sequence[int], kind: str, last: int, share: float = 0.9
+) -> int | None:
+    """The fewest steps with `share` of the gain that `last` steps bring; None where they bring none."""
+    start, end = (float(per_task[f"step_{k}_{kind}"].mean()) for k in (0, last))
+    gain = end - start if kind == "acc" else start - end
+    if not np.isfinite(gain) or gain <= 0:
+        return None
+    for k in steps:
+        now = float(per_task[f"step_{k}_{kind}"].mean())
+        if (now - start if kind == "acc" else start - now) >= share * gain:
+            return k
+    return None
+
+
+def report_path(checkpoint: Path) -> Path:
+    """`evaluation.json` in the checkpoint's run folder; beside a checkpoint that is in none, under its own name."""
+    run = checkpoint.parent.parent
+    if checkpoint.parent.name == "checkpoints" and (run / "config.json").is_file():
+        return run / "evaluation.json"
+    return checkpoint.with_suffix(".evaluation.json")
+
+
+def _cost(learner: MetaLearner, tasks: TaskDistribution) -> dict[str, float]:
+    """Of one call of `adapt` on one task and a prediction of its query: median seconds, peak bytes of memory."""
+    episode = tasks.batch_at(0, 1)[0]
+    sx, sy, qx = (part[0] for part in episode[:3])
+    mx.eval(sx, sy, qx)
+    seconds, memory = [], 0
+    for _ in range(_TIMED + 1):
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        started = time.perf_counter()
+        mx.eval(learner.adapt(sx, sy)(qx))
+        seconds.append(time.perf_counter() - started)
+        memory = max(memory, mx.get_peak_memory() - before)
+    return {"seconds_per_task": statistics.median(seconds[1:]), "peak_memory_bytes_per_task": memory}

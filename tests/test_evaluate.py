@@ -1,0 +1,150 @@
+"""Evaluation: what is reported is what the per-task values say, on tasks that training never saw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from efficientai_toolkit import MAML, MLP, MAMLLearner, ReptileLearner, SimpleClassifier
+from efficientai_toolkit.cli.evaluate import interval, show, whole_numbers
+from efficientai_toolkit.config import MetaLearningConfig
+from efficientai_toolkit.errors import CheckpointError, ConfigurationError
+from efficientai_toolkit.files import read_json
+from efficientai_toolkit.runs.evaluate import (
+    draw,
+    evaluate_checkpoint,
+    evaluate_tasks,
+    mean_ci95,
+    report_path,
+    steps_to_share,
+)
+from efficientai_toolkit.runs.train import train
+from efficientai_toolkit.tasks.distribution import TaskConfig, TaskDistribution
+
+
+def distribution(family="linear_classification", count=8, **kwargs):
+    return TaskDistribution([TaskConfig(f"{family}_{i}", family, **kwargs) for i in range(count)], seed=3)
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = MetaLearningConfig(
+        num_meta_iterations=20,
+        num_inner_steps=3,
+        task_distribution={"task_families": ["linear_classification"], "num_test_tasks": 12, "num_val_tasks": 4},
+        model={"hidden_dim": 8},
+        paths={"output_dir": str(folder / "experiments"), "checkpoint_dir": str(folder / "checkpoints")},
+        logging={"tensorboard_enabled": False},
+    )
+    return train(config)
+
+
+def test_report_of_a_checkpoint(trained_run):
+    report = evaluate_checkpoint(trained_run["run"], episodes=12, steps=(1, 5)).report
+    assert report["steps"] == [0, 1, 3, 5]  # 0 and the trained number are always there
+    assert report["headline"]["steps"] == 3
+    assert report["headline"]["mean"] == report["metrics"]["step_3_acc"]
+    assert report["headline"]["diverged_tasks"] == 0
+    assert report["extrapolated_steps"] == []  # SGD's one rate is the same at every step
+    assert report["trainable_parameters"] == trained_run["trainable_parameters"]
+    assert report["seconds_per_task"] > 0
+    assert report["peak_memory_bytes_per_task"] > 0
+    assert read_json(report["file"]) == report
+    assert report["file"].startswith(trained_run["run"])
+
+
+def test_the_same_checkpoint_gives_the_same_numbers(trained_run, tmp_path):
+    first, second = (
+        evaluate_checkpoint(trained_run["latest_best"], episodes=60, output=tmp_path / f"{i}.json") for i in range(2)
+    )
+    assert first.report["metrics"] == second.report["metrics"]
+    for name, values in first.per_task.items():
+        np.testing.assert_array_equal(values, second.per_task[name])
+
+
+def test_means_and_intervals_are_those_of_the_tasks():
+    learner = ReptileLearner(SimpleClassifier(hidden_dim=8), inner_lr=0.1, num_inner_steps=2)
+    found = evaluate_tasks(learner, distribution(), episodes=8, steps=(2,))
+    values = found.per_task["step_2_acc"].astype(np.float64)
+    assert values.shape == (8,)
+    assert found.report["metrics"]["step_2_acc"] == pytest.approx(values.mean(), abs=1e-12)
+    expected = 1.96 * values.std(ddof=1) / np.sqrt(8)
+    assert found.report["metrics"]["step_2_acc_ci95"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_mean_ci95_closed_form():
+    mean, ci95 = mean_ci95(np.array([1.0, 2.0, 3.0]))
+    assert mean == 2.0
+    assert ci95 == pytest.approx(1.96 / np.sqrt(3))
+    assert mean_ci95(np.array([5.0])) == (5.0, 0.0)
+
+
+def test_a_diverged_task_gives_null_not_nan(tmp_path):
+    learner = MAML(MLP(), lr_inner=1e4, num_inner_steps=5)
+    report = evaluate_tasks(learner, distribution("sinusoid", support_size=10), episodes=8).report
+    assert report["metrics"]["step_10_loss"] is None
+    assert report["headline"]["mean"] is None
+    assert report["headline"]["diverged_tasks"] > 0
+    assert report["metrics"]["step_0_loss"] > 0
+    assert report["adaptation_speed"]["steps_to_90_percent"] is None
+
+
+def test_steps_beyond_the_trained_number_are_marked_for_per_step_rules(monkeypatch):
+    monkeypatch.setattr(MAMLLearner, "per_step_rule", True)
+    learner = MAMLLearner(SimpleClassifier(hidden_dim=8), num_inner_steps=1)
+    report = evaluate_tasks(learner, distribution(), episodes=4, steps=(0, 1, 5)).report
+    assert report["extrapolated_steps"] == ["step_5_acc", "step_5_acc_ci95", "step_5_loss", "step_5_loss_ci95"]
+    assert report["adaptation_speed"]["of_the_gain_after"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "means", "expected"),
+    [
+        ("acc", [0.5, 0.8, 0.96, 1.0], 2),
+        ("loss", [1.0, 0.4, 0.2, 0.1], 3),
+        ("loss", [1.0, 0.19, 0.2, 0.1], 1),
+        ("acc", [0.5, 0.4, 0.4, 0.4], None),
+    ],
+)
+def test_adaptation_speed(kind, means, expected):
+    per_task = {f"step_{k}_{kind}": np.array([mean, mean]) for k, mean in enumerate(means)}
+    assert steps_to_share(per_task, range(4), kind, 3) == expected
+
+
+def test_draw_gives_every_episode_and_the_same_ones():
+    tasks = distribution(count=5, support_size=4, query_size=6)
+    first = [stack for stacks in draw(tasks, 120) for stack in stacks]
+    assert sum(stack.num_tasks for stack in first) == 120
+    again = [stack for stacks in draw(tasks, 120) for stack in stacks]
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(np.array(one.query_x), np.array(other.query_x))
+
+
+def test_where_the_report_goes(tmp_path):
+    assert report_path(tmp_path / "a.npz") == tmp_path / "a.evaluation.json"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    assert report_path(tmp_path / "checkpoints" / "best.npz") == tmp_path / "evaluation.json"
+
+
+def test_impossible_requests_are_one_sentence(tmp_path):
+    learner = ReptileLearner(SimpleClassifier(hidden_dim=8))
+    with pytest.raises(ConfigurationError, match="episodes is 0"):
+        evaluate_tasks(learner, distribution(), episodes=0)
+    with pytest.raises(ConfigurationError, match="steps are"):
+        evaluate_tasks(learner, distribution(), steps=(-1,))
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        evaluate_checkpoint(tmp_path / "none.npz")
+    with pytest.raises(ConfigurationError, match="--steps '1,x'"):
+        whole_numbers("1,x", "--steps")
+    assert whole_numbers("0,1,10", "--steps") == [0, 1, 10]
+
+
+def test_table_shows_the_trained_row_and_intervals(trained_run, capsys):
+    show(evaluate_checkpoint(trained_run["run"], episodes=12, steps=(1,)).report)
+    text = capsys.readouterr().out
+    assert "3 (trained)" in text
+    assert "12 unseen tasks" in text
+    assert interval(0.873, 0.004, "acc") == "87.3 % ± 0.4"
+    assert interval(None, None, "loss") == "–"
