@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BACKBONES = {
     "conv4": "conv4:Conv4",
+    "conv4_strided": "conv4:StridedConv4",
     "linear": "mlp:SimpleClassifier",
     "mlp": "mlp:MLP",
 }

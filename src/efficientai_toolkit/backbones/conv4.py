@@ -35,12 +35,18 @@ class Conv4(nn.Module):
         height, width, channels = input_shape
         self.blocks = []
         for layer in range(num_layers):
-            self.blocks.append(ConvBlock(channels, hidden_dim, key=keys[layer]))
-            height, width, channels = height // 2, width // 2, hidden_dim
-        size = height * width * channels
+            self.blocks.append(self.block(channels, hidden_dim, key=keys[layer]))
+            channels = hidden_dim
+        size = self.feature_size(height, width, channels, num_layers)
         self.head = Linear(size, num_classes)
         self.head.weight = mx.random.normal((num_classes, size), key=keys[-1]) * size**-0.5
         self.head.bias = mx.zeros((num_classes,))
+
+    def block(self, in_channels: int, out_channels: int, *, key: mx.array) -> nn.Module:
+        return ConvBlock(in_channels, out_channels, key=key)
+
+    def feature_size(self, height: int, width: int, channels: int, num_layers: int) -> int:
+        return (height >> num_layers) * (width >> num_layers) * channels
 
     def features(self, x: mx.array) -> mx.array:
         """(N, H, W, C) or (N, H, W) → (N, features)"""
@@ -68,3 +74,35 @@ class ConvBlock(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         norm = self.norm
         return conv_norm_relu_pool(x, self.conv.weight, norm.weight, norm.bias, norm.eps)
+
+
+class StridedConv4(Conv4):
+    """The network of Finn et al. (2017) for Omniglot: each block halves the image by stride 2, and none pools.
+
+    Features are the mean over the positions that are left, (N, `hidden_dim`). A quarter of Conv-4's work.
+    """
+
+    def block(self, in_channels: int, out_channels: int, *, key: mx.array) -> nn.Module:
+        return StridedBlock(in_channels, out_channels, key=key)
+
+    def feature_size(self, height: int, width: int, channels: int, num_layers: int) -> int:
+        return channels
+
+    def features(self, x: mx.array) -> mx.array:
+        """(N, H, W, C) or (N, H, W) → (N, `hidden_dim`)"""
+        if x.ndim == 3:
+            x = x[..., None]
+        for block in self.blocks:
+            x = block(x)
+        return mx.mean(x, axis=(1, 2))
+
+
+class StridedBlock(ConvBlock):
+    """3 × 3 convolution of stride 2, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, key: mx.array):
+        super().__init__(in_channels, out_channels, key=key)
+        self.conv.stride = 2
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return nn.relu(self.norm(self.conv(x)))
