@@ -112,6 +112,9 @@ class Family:
     def check_params(self, config: TaskConfig) -> None:
         """Raise on a setting that the family does not have."""
         known = self.known_params | {"seed"}
+        seed = config.task_params.get("seed")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
+            raise TaskSamplingError(f"{where(config)}: seed is {seed!r}; expected a whole number")
         for name in config.task_params:
             if name not in known:
                 raise TaskSamplingError(f"{where(config)}: unknown task parameter {name!r}{did_you_mean(name, known)}")

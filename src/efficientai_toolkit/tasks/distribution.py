@@ -12,7 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..errors import TaskSamplingError, did_you_mean
+from ..errors import DataError, TaskSamplingError, did_you_mean
 from . import family
 from .base import Arrays, Draw, Family, Shape, TaskConfig
 from .episode import EpisodeStack
@@ -220,7 +220,7 @@ class TaskDistribution:
         """
         document = read_document(Path(path))
         return cls(
-            [TaskConfig(**config) for config in document["configs"]],
+            [_config(path, i, entry) for i, entry in enumerate(document["configs"])],
             document["seed"],
             endless=document["endless"],
             families=families,
@@ -305,6 +305,17 @@ class TaskDistribution:
         else:
             tasks = {k: v[rows] for k, v in cell.tasks.items()}
         return cell.family.draw(cell.config, tasks, rng)
+
+
+def _config(path: str | Path, number: int, entry: object) -> TaskConfig:
+    fields = {field.name for field in dataclasses.fields(TaskConfig)}
+    if not isinstance(entry, dict):
+        raise DataError(f"{path} is damaged: task {number} is not a mapping")
+    for name in set(entry) - fields:
+        raise DataError(f"{path}, task {number}: unknown key {name!r}{did_you_mean(name, fields)}")
+    for name in {"task_id", "task_family"} - set(entry):
+        raise DataError(f"{path}, task {number}: the key {name!r} is missing")
+    return TaskConfig(**entry)
 
 
 class _Cell(NamedTuple):

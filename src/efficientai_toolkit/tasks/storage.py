@@ -22,9 +22,8 @@ _TIMEOUT = 20  # seconds without an answer
 
 def user_cache() -> Path:
     """The user's cache folder of this toolkit."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "efficientai-toolkit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "efficientai-toolkit"
+    default = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or default) / "efficientai-toolkit"
 
 
 def data_root(data_dir: str | Path | None = None) -> Path:

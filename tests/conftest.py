@@ -1,0 +1,40 @@
+"""Fixtures for every test: the real data sets, a cache folder of the tests' own, and no network."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("toolkit", deadline=None, derandomize=True, database=None)
+settings.load_profile("toolkit")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data sets: `$EFFICIENTAI_DATA_DIR`, else `shared/data` beside the repository."""
+    given = os.environ.get("EFFICIENTAI_DATA_DIR")
+    folder = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no data sets: set EFFICIENTAI_DATA_DIR to the folder that holds omniglot/, mnist/, …")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Decoded arrays go to a folder of this test session, not to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url, *_, **__):
+        raise urllib.error.URLError("the tests have no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
