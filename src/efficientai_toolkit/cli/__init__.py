@@ -20,7 +20,9 @@ PREFIX = "meta-learning-peft:"
 # name → (module and function, group in --help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("info:info", "This machine"),
+    "validate": ("validate:validate", "This machine"),
     "train": ("train:train", "Meta-learning"),
+    "evaluate": ("evaluate:evaluate", "Meta-learning"),
 }
 
 

@@ -25,6 +25,7 @@ from ..config import MetaLearningConfig, Override
 from ..errors import CheckpointError, DivergenceError, OutputError
 from .build import Built, build
 from .experiment import ExperimentManager
+from .trackers import open_trackers
 
 # Steps that may be queued on the device while Python prepares the next.
 _IN_FLIGHT = 2
@@ -59,16 +60,13 @@ class Progress:
     seconds: float = 0.0
 
 
-def train(
-    config: MetaLearningConfig, *, name: str | None = None, watch: Watch | None = None, trackers: Iterable[Any] = ()
-) -> dict[str, Any]:
+def train(config: MetaLearningConfig, *, name: str | None = None, watch: Watch | None = None) -> dict[str, Any]:
     """Meta-train as `config` says, in a new run folder.
 
     Args:
         config: the whole configuration.
         name: first part of the run folder's name; default from algorithm and family.
         watch: progress.
-        trackers: further objects with `log(row)`.
 
     Returns:
         the report: `run`, `iterations`, `stopped` ("completed", "interrupted", "patience", "target_accuracy"),
@@ -80,12 +78,10 @@ def train(
     """
     built = build(config)
     run = ExperimentManager(config.paths.output_dir, name, config.to_dict())
-    return _Loop(built, run, Progress(), watch or Watch(), trackers).run()
+    return _Loop(built, run, Progress(), watch or Watch()).run()
 
 
-def resume(
-    run: str | Path, overrides: Iterable[Override] = (), *, watch: Watch | None = None, trackers: Iterable[Any] = ()
-) -> dict[str, Any]:
+def resume(run: str | Path, overrides: Iterable[Override] = (), *, watch: Watch | None = None) -> dict[str, Any]:
     """Go on with the run in the folder `run` from its newest whole checkpoint; see `train`.
 
     Without a checkpoint it begins again. Rows of `metrics.jsonl` later than the checkpoint are dropped.
@@ -105,7 +101,7 @@ def resume(
         except TypeError as error:
             raise CheckpointError(f"{newest} does not say how far its run was; resume needs one of `train`") from error
     manager = ExperimentManager.open(path, iteration)
-    return _Loop(built, manager, progress, watch, trackers).run()
+    return _Loop(built, manager, progress, watch).run()
 
 
 def newest_checkpoint(run: Path, say: Callable[[str], None] = lambda _: None) -> Path | None:
@@ -122,12 +118,13 @@ def newest_checkpoint(run: Path, say: Callable[[str], None] = lambda _: None) ->
 
 
 class _Loop:
-    def __init__(self, built: Built, run: ExperimentManager, progress: Progress, watch: Watch, trackers: Iterable[Any]):
+    def __init__(self, built: Built, run: ExperimentManager, progress: Progress, watch: Watch):
         self.config, self.learner, self.splits = built
         self.meta = self.config.meta_learning
-        self.run_folder, self.progress, self.watch, self.trackers = run, progress, watch, list(trackers)
+        self.run_folder, self.progress, self.watch = run, progress, watch
         self.good: tuple[int, dict, dict] | None = None  # the newest state that is known to be finite
         self.latest = _writable(Path(self.config.paths.checkpoint_dir)) / "best.npz"
+        self.trackers = open_trackers(self.config.logging, run, self.learner.iteration)
         self.validation = self.splits.val.batch_at(0, len(self.splits.val))
 
     def run(self) -> dict[str, Any]:
@@ -164,6 +161,8 @@ class _Loop:
                         self._save(final=now == total or stopped is not None)
         finally:
             watch.end()
+            for tracker in self.trackers:
+                tracker.close()
         return self._report(stopped if learner.iteration < total else None)
 
     def _stop(self) -> str | None:
