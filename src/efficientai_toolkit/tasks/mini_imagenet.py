@@ -64,7 +64,7 @@ def _read_split(folder: Path, split: str) -> dict[str, np.ndarray]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return _checked(path, arrays["images"], arrays["labels"])
     except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not an .npz with images and labels ({error})") from None

@@ -92,7 +92,7 @@ def cached(name: str, sources: Iterable[Path], build: Callable[[], dict[str, np.
     stamp = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     path = user_cache() / "arrays" / f"{name}-{stable_seed(stamp):016x}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     arrays = build()
     with contextlib.suppress(OSError):
