@@ -132,6 +132,11 @@ class Adapted(nn.Module):
             out = out + weight * (adapter(self.base, *args, **kwargs) - plain)
         return out
 
+    @property
+    def prefix_length(self) -> int:
+        """How many keys the active adapters put before the base's: encoders count positions on from there."""
+        return max((getattr(self.adapters[n], "length", 0) for n, _ in self.active if n in self.adapters), default=0)
+
     def fuse(self) -> nn.Module:
         """The dense module that computes what the slot computes now."""
         acting = [(self.adapters[name], weight) for name, weight in self.active if name in self.adapters]

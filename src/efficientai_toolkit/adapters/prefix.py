@@ -49,8 +49,9 @@ def _as_heads(prefix: mx.array, like: mx.array) -> mx.array:
 class Prefix(Adapter):
     """Attention over [P; keys] and [P′; values]: P, P′ (length, width) trained, one pair a layer.
 
-    Works on every attention module that takes a cache as mlx-lm's do, and on `mlx.nn.MultiHeadAttention`. Rotary
-    positions count on from the prefix. Parameters: 2 · length · width a layer.
+    Works on every attention module that takes a cache as mlx-lm's do, and on `mlx.nn.MultiHeadAttention`. Positions
+    (rotary, and the shipped encoders') count on from the prefix, as in P-tuning v2 and PEFT.
+    Parameters: 2 · length · width a layer.
     """
 
     wants: ClassVar[str] = "an attention module"
@@ -76,6 +77,10 @@ class Prefix(Adapter):
     def prefix(self) -> tuple[mx.array, mx.array]:
         """(length, width) both"""
         return self.prefix_keys, self.prefix_values
+
+    @property
+    def length(self) -> int:
+        return self.prefix()[0].shape[0]
 
     def __call__(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         keys, values = self.prefix()

@@ -113,11 +113,18 @@ def select(
         alternatives = config.targets
     else:
         alternatives = ((target_modules,) if isinstance(target_modules, str) else tuple(target_modules),)
+    paths = {node.path for node in nodes}
     for patterns in alternatives:
-        tests = [KINDS.get(p) or (lambda node, p=p: named(node.path, p)) for p in patterns]
+        tests = [_test(pattern, paths) for pattern in patterns]
         if found := [node for node in nodes if any(test(node) for test in tests)]:
             return found
     raise AdapterError(_nothing_matched(config, alternatives, nodes))
+
+
+def _test(pattern: str, paths: set[str]) -> Callable[[Node], bool]:
+    if pattern in paths:  # a whole path means that module only, not others whose path ends so
+        return lambda node: node.path == pattern
+    return KINDS.get(pattern) or (lambda node: named(node.path, pattern))
 
 
 def _nothing_matched(config: Any, alternatives: Sequence[Sequence[str]], nodes: Sequence[Node]) -> str:

@@ -90,20 +90,24 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.config = config
 
-    def __call__(self, ids: mx.array) -> tuple[mx.array, mx.array]:
-        """ids (N, L) → embeddings (N, P + L, d) and mask (N, P + L), P the length of a soft prompt"""
+    def __call__(self, ids: mx.array, start: int = 0) -> tuple[mx.array, mx.array]:
+        """ids (N, L) → embeddings (N, P + L, d) and mask (N, P + L), P the length of a soft prompt
+
+        Positions count from `start`, the length of a prefix that attention puts before the tokens.
+        """
         config = self.config
         words = self.word_embeddings(ids)
         mask = ids != config.pad_id
         prompt = words.shape[-2] - ids.shape[-1]
         if prompt:
             mask = mx.concatenate([mx.ones((ids.shape[0], prompt), dtype=mx.bool_), mask], axis=1)
-        if words.shape[-2] > self.longest:
-            raise ModelError(f"{words.shape[-2]} tokens are more than this encoder's {self.longest} positions")
+        total = start + words.shape[-2]
+        if total > self.longest:
+            raise ModelError(f"{total} tokens (prompt and prefix included) are more than this encoder's {self.longest}")
         if config.family == "roberta":  # positions count from pad_id + 1, and a pad stays at pad_id
-            positions = mx.cumsum(mask.astype(mx.int32), axis=1) * mask + config.pad_id
+            positions = (mx.cumsum(mask.astype(mx.int32), axis=1) + start) * mask + config.pad_id
         else:
-            positions = mx.arange(words.shape[-2])
+            positions = mx.arange(start, total)
         x = words + self.position_embeddings(positions)
         if "token_type_embeddings" in self:
             segments = mx.zeros((1, words.shape[-2]), dtype=mx.int32)
@@ -160,12 +164,16 @@ class Encoder(nn.Module):
             if "bias" in module:
                 module.bias = mx.zeros_like(module.bias)
 
+    def _embed(self, ids: mx.array) -> tuple[mx.array, mx.array]:
+        before = getattr(self.layers[0].attention, "prefix_length", 0) if self.layers else 0
+        return self.embeddings(ids, before)
+
     def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """ids (N, L), or what `prefix` gave → last hidden states (N, P + L, d) and mask (N, P + L)"""
         if mx.issubdtype(x.dtype, mx.floating):
             h, mask, start = x[..., :-1], x[..., -1] > 0, self.resumes_at
         else:
-            (h, mask), start = self.embeddings(x), 0
+            (h, mask), start = self._embed(x), 0
         for layer in self.layers[start:]:
             h = layer(h, mask[:, None, None, :])
         return h, mask
@@ -176,7 +184,7 @@ class Encoder(nn.Module):
         One array, so that it takes the place of the ids: the model goes on from layer `resumes_at` when it is given
         floats. What is frozen below the first adapter is then computed once per example, not once per step.
         """
-        h, mask = self.embeddings(ids)
+        h, mask = self._embed(ids)
         for layer in self.layers[:layers]:
             h = layer(h, mask[:, None, None, :])
         return mx.concatenate([h, mask[..., None].astype(h.dtype)], axis=-1)

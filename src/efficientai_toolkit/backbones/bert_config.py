@@ -69,6 +69,7 @@ _BERT_KEYS = {
     "layer_norm_eps": "layer_norm_eps",
     "activation": "hidden_act",
     "pad_id": "pad_token_id",
+    "sep_id": "sep_token_id",
 }
 _DISTILBERT_KEYS = {
     "vocab_size": "vocab_size",

@@ -1,0 +1,154 @@
+"""Adapter folders on disk, and whole models with the adapter folded in.
+
+`export_peft`, `import_peft` (Hugging Face PEFT), `export_mlx_lm`, `import_mlx_lm` (mlx-lm), `fuse_folder`. A head that
+was trained with the adapter is no part of either format and lies beside it in `head.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..errors import AdapterError, DataNotFoundError, OutputError, did_you_mean
+from ..nn.functional import clone
+from .attach import adapters_of, merge, quantization_loss
+from .base import AdapterConfig
+
+CONFIG = "adapter_config.json"
+_COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "1_Pooling/*", "2_Normalize/*")
+
+
+def hf_name(model: nn.Module, path: str) -> str:
+    """The path in Transformers of the module at `path`; encoders say their own, mlx-lm's models have the same."""
+    named: Callable[[str], str] | None = getattr(model, "hf_name", None)
+    return named(path) if named else path
+
+
+def named_config(model: nn.Module, name: str) -> AdapterConfig:
+    attached = adapters_of(model)
+    if attached is None or name not in attached.configs:
+        known = attached.configs if attached else ()
+        raise AdapterError(f"no adapter named {name!r} on this model{did_you_mean(name, known)}")
+    return attached.configs[name]
+
+
+def write_folder(
+    model: nn.Module,
+    name: str,
+    folder: Path,
+    file: str,
+    arrays: Mapping[str, mx.array],
+    about: Mapping[str, Any],
+    metadata: dict[str, str],
+) -> Path:
+    """Write one adapter folder, and the head beside it where one was trained."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mx.save_safetensors(str(folder / file), {k: mx.contiguous(a) for k, a in arrays.items()}, metadata)
+        (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        if head := _head(model, name):
+            mx.save_safetensors(str(folder / "head.safetensors"), head)
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{folder} cannot be written: {error}") from error
+    return folder
+
+
+def _head(model: nn.Module, name: str) -> dict[str, mx.array]:
+    attached = adapters_of(model)
+    path = attached.heads.get(name) if attached else None
+    return {p: a for p, a in tree_flatten(model.parameters()) if path and p.startswith(f"{path}.")}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json` of a folder."""
+    if not (folder / CONFIG).is_file():
+        raise DataNotFoundError(f"{folder} has no {CONFIG}: no adapter folder of PEFT or mlx-lm")
+    try:
+        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"{folder / CONFIG} is not readable JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise AdapterError(f"{folder / CONFIG} must hold a JSON object")
+    return data
+
+
+def read_arrays(file: Path) -> dict[str, mx.array]:
+    if not file.is_file():
+        raise DataNotFoundError(f"{file} is not there")
+    try:
+        return mx.load(str(file))  # type: ignore[return-value]
+    except RuntimeError as error:
+        raise AdapterError(f"{file} is not a readable safetensors file: {error}") from error
+
+
+def faults_sentence(expected: Mapping[str, mx.array], given: Mapping[str, mx.array]) -> str:
+    """Every missing, unknown and misshapen array in one sentence; empty where all fit."""
+    faults = [f"{key} is missing" for key in expected if key not in given]
+    faults += [f"{key} has no place" for key in given if key not in expected]
+    faults += [
+        f"{key} is {tuple(given[key].shape)}, not {tuple(array.shape)}"
+        for key, array in expected.items()
+        if key in given and given[key].shape != array.shape
+    ]
+    return "; ".join(faults[:5]) + (f" (and {len(faults) - 5} more)" if len(faults) > 5 else "")
+
+
+def fuse_folder(
+    model: nn.Module, source: str | Path, folder: str | Path, *, dequantize: bool = False
+) -> dict[str, float]:
+    """Write the model that acts now, its adapters folded in, as a whole model folder.
+
+    Args:
+        model: adapted; it stays as it is.
+        source: the base's folder: its configuration and tokenizer are copied, and what of its weights is no part of
+            the encoder (other heads).
+        folder: to write; `mlx_lm.load` (language models) or Transformers (encoders) loads it.
+        dequantize: leave the merged layers of a quantised base dense.
+
+    Returns:
+        path → share of the adapter's change that is lost to quantising again; empty where nothing is.
+    """
+    source, folder = Path(source), Path(folder)
+    if not (source / "config.json").is_file():
+        raise DataNotFoundError(f"{source} has no config.json; the base model's folder is needed")
+    if folder.resolve() == source.resolve():
+        raise OutputError(f"{folder} is the base model's own folder; fuse into another")
+    lost = {} if dequantize else quantization_loss(model)
+    fused = merge(clone(model), dequantize=dequantize)
+    weights = {hf_name(fused, path): array for path, array in tree_flatten(fused.parameters())}
+    encoder = hasattr(fused, "hf_name")
+    if encoder:
+        weights = _over(source, {k: a for k, a in weights.items() if not k.startswith("head.")})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for pattern in _COPIED:
+            for file in source.glob(pattern):
+                if not file.name.endswith(".index.json"):
+                    (folder / file.relative_to(source)).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, folder / file.relative_to(source))
+        metadata = {"format": "pt" if encoder else "mlx"}
+        mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata)
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{folder} cannot be written: {error}") from error
+    return lost
+
+
+def _over(source: Path, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The source's checkpoint with `weights` in place of its own arrays, under its own names."""
+    from ..backbones.pretrained import read_weights
+
+    out = read_weights(source)
+    for key in list(out):
+        plain = re.sub(r"^(bert|roberta|distilbert)\.", "", key)
+        plain = plain.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if plain in weights:
+            out[key] = weights[plain]
+    return out

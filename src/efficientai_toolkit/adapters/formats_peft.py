@@ -1,0 +1,315 @@
+"""Hugging Face PEFT's adapter folder: `adapter_config.json` and `adapter_model.safetensors`, written and read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import AdapterError, did_you_mean
+from .adalora import AdaLoRAConfig
+from .attach import attach, detach, slots
+from .base import AdapterConfig
+from .dora import DoRAConfig
+from .formats import faults_sentence, hf_name, named_config, read_arrays, read_config, write_folder
+from .ia3 import IA3Config
+from .lora import LoRAConfig, RsLoRAConfig
+from .p_tuning import PTuningConfig
+from .prefix import PrefixConfig, PrefixMLPConfig, projection
+from .prompt_tuning import Prompt, PromptConfig
+from .quantized import out_features
+from .select import is_attention, walk
+from .vera import VeRAConfig
+
+FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+# Options that change the mathematics and have no counterpart here: they must be absent or have this value.
+_MUST_BE = {
+    "bias": ("none", None),
+    "fan_in_fan_out": (False, None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "layer_replication": (None,),
+}
+
+
+class Method(NamedTuple):
+    """How one of our methods is written there."""
+
+    peft_type: str
+    leaves: dict[str, str]  # our array -> PEFT's, behind the module's path
+    options: Callable[[Any], dict[str, Any]]
+    config: Callable[[dict[str, Any]], AdapterConfig]
+
+
+def _lora_options(config: LoRAConfig) -> dict[str, Any]:
+    return {
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": isinstance(config, RsLoRAConfig),
+        "use_dora": isinstance(config, DoRAConfig),
+    }
+
+
+def _lora_config(data: dict[str, Any]) -> AdapterConfig:
+    if data.get("use_dora") and data.get("use_rslora"):
+        raise AdapterError("use_dora together with use_rslora has no counterpart here")
+    made = DoRAConfig if data.get("use_dora") else RsLoRAConfig if data.get("use_rslora") else LoRAConfig
+    return made(rank=data["r"], alpha=data["lora_alpha"], dropout=data.get("lora_dropout") or 0.0)
+
+
+def _adalora_options(config: AdaLoRAConfig) -> dict[str, Any]:
+    return {
+        **{k: v for k, v in _lora_options(config).items() if not k.startswith("use_")},
+        "init_r": config.rank,
+        "target_r": config.final_rank,
+        "tinit": config.warmup,
+        "tfinal": config.cooldown,
+        "deltaT": config.interval,
+        "beta1": config.beta1,
+        "beta2": config.beta2,
+        "orth_reg_weight": config.orthogonality,
+        "total_step": config.total_steps,
+    }
+
+
+def _adalora_config(data: dict[str, Any]) -> AdapterConfig:
+    steps = data.get("total_step") or 1000
+    first, last = data.get("tinit", 0), data.get("tfinal", 0)
+    return AdaLoRAConfig(
+        rank=data["init_r"],
+        alpha=data["lora_alpha"],
+        dropout=data.get("lora_dropout") or 0.0,
+        target_rank=min(data.get("target_r", data["init_r"]), data["init_r"]),
+        warmup=first,
+        cooldown=last,
+        total_steps=max(steps, first + last),
+        interval=data.get("deltaT", 1),
+    )
+
+
+def _vera_options(config: VeRAConfig) -> dict[str, Any]:
+    return {
+        "r": config.rank,
+        "vera_dropout": config.dropout,
+        "d_initial": config.d_initial,
+        "projection_prng_key": 0,
+        "save_projection": True,
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+
+
+def _vera_config(data: dict[str, Any]) -> AdapterConfig:
+    return VeRAConfig(rank=data["r"], d_initial=data.get("d_initial", 0.1), dropout=data.get("vera_dropout") or 0.0)
+
+
+_LORA = Method(
+    "LORA",
+    {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"},
+    _lora_options,
+    _lora_config,
+)
+_PROMPT = Method("PROMPT_TUNING", {}, lambda config: {}, lambda data: PromptConfig(data["num_virtual_tokens"]))
+METHODS: dict[type[AdapterConfig], Method] = {
+    LoRAConfig: _LORA,
+    RsLoRAConfig: _LORA,
+    DoRAConfig: _LORA,
+    AdaLoRAConfig: Method(
+        "ADALORA",
+        {"lora_a": "lora_A", "lora_b": "lora_B", "lora_e": "lora_E"},
+        _adalora_options,
+        _adalora_config,
+    ),
+    IA3Config: Method("IA3", {"ia3": "ia3_l"}, lambda config: {}, lambda data: IA3Config()),
+    VeRAConfig: Method("VERA", {"d": "vera_lambda_d", "b": "vera_lambda_b"}, _vera_options, _vera_config),
+    PrefixConfig: Method(
+        "PREFIX_TUNING",
+        {},
+        lambda config: {"prefix_projection": False},
+        lambda data: PrefixConfig(data["num_virtual_tokens"]),
+    ),
+    PromptConfig: _PROMPT,
+}
+# What trains a network trains it no further there: the prompt or prefix it makes is written.
+_WRITTEN_AS = {PTuningConfig: PromptConfig, PrefixMLPConfig: PrefixConfig}
+_LEARNS_A_PROMPT = ("PREFIX_TUNING", "PROMPT_TUNING")
+
+
+def export_peft(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    name: str = "default",
+    base_model: str = "",
+    task_type: str | None = None,
+) -> Path:
+    """Write adapter `name` as Hugging Face PEFT reads it: `PeftModel.from_pretrained(base, folder)` computes the same.
+
+    A P-tuning or reparameterised prefix adapter is written as the prompt or prefix that its network makes.
+
+    Args:
+        base_model: name or path of the base, for PEFT's record.
+        task_type: PEFT's; needed by its prompt methods. `None` guesses: CAUSAL_LM for a language model, else
+            FEATURE_EXTRACTION.
+
+    Raises:
+        AdapterError: PEFT has no such method (bottlenecks, Compacter, BitFit, linear adapters).
+    """
+    config = named_config(model, name)
+    kind = _WRITTEN_AS.get(type(config), type(config))
+    if kind not in METHODS:
+        raise AdapterError(
+            f"Hugging Face PEFT has no counterpart of {type(config).__name__}; it has those of "
+            f"{', '.join(sorted(c.__name__ for c in (*METHODS, *_WRITTEN_AS)))}"
+        )
+    method = METHODS[kind]
+    if task_type is None:
+        task_type = "CAUSAL_LM" if any(node.path.endswith("lm_head") for node in walk(model)) else "FEATURE_EXTRACTION"
+        if "model" in model and not hasattr(model, "hf_name"):
+            task_type = "CAUSAL_LM"
+    placed = {path: slot for path, slot in slots(model).items() if name in slot.adapters}
+    about: dict[str, Any] = {
+        "peft_type": method.peft_type,
+        "base_model_name_or_path": base_model,
+        "task_type": task_type,
+        "inference_mode": True,
+        **method.options(config),
+    }
+    if method.peft_type in _LEARNS_A_PROMPT:
+        about |= _prompt_options(model, config)
+    else:
+        about["target_modules"] = [hf_name(model, path) for path in placed]
+        if method.peft_type == "IA3":
+            about["feedforward_modules"] = [
+                hf_name(model, path) for path, slot in placed.items() if slot.adapters[name].scales_input
+            ]
+    return write_folder(model, name, Path(folder), FILE, _arrays(model, name, method), about, {"format": "pt"})
+
+
+def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default") -> nn.Module:
+    """Attach the adapter in a Hugging Face PEFT folder to `model`, its own base.
+
+    Raises:
+        AdapterError: a method or option without counterpart, or arrays that do not fit this model. The model is then
+            as it was.
+    """
+    folder = Path(folder)
+    data = read_config(folder)
+    kind = data.get("peft_type")
+    known = {method.peft_type: method for method in METHODS.values()}
+    known["P_TUNING"] = _PROMPT
+    if kind not in known:
+        raise AdapterError(f"{folder}: PEFT method {kind!r} has no counterpart{did_you_mean(kind, known)}")
+    for option, allowed in _MUST_BE.items():
+        if data.get(option) not in (*allowed, None):
+            raise AdapterError(f"{folder}: {option} = {data[option]!r} has no counterpart here")
+    method = known[kind]
+    arrays = read_arrays(folder / FILE)
+    try:
+        config = method.config(data)
+    except KeyError as error:
+        raise AdapterError(f"{folder}: adapter_config.json has no {error.args[0]!r}") from error
+    targets = None if kind in (*_LEARNS_A_PROMPT, "P_TUNING") else _targets(model, arrays, method, folder)
+    model = attach(model, config, targets, name=name)
+    expected = _arrays(model, name, method)
+    sentence = faults_sentence(expected, arrays)
+    if sentence:
+        detach(model, name)
+        raise AdapterError(f"{folder} does not fit this model: {sentence}")
+    _load(model, name, method, arrays)
+    return model
+
+
+def _targets(model: nn.Module, arrays: Mapping[str, mx.array], method: Method, folder: Path) -> list[str]:
+    """Our paths of the modules that the arrays belong to."""
+    ours = {hf_name(model, node.path): node.path for node in walk(model)}
+    found, unknown = [], []
+    for key in arrays:
+        for leaf in method.leaves.values():
+            if key.endswith(f".{leaf}"):
+                module = key.removeprefix(_PREFIX)[: -len(leaf) - 1]
+                (found if module in ours else unknown).append(module)
+    if unknown or not found:
+        what = f"no module {unknown[0]!r} in this model{did_you_mean(unknown[0], ours)}" if unknown else "no arrays"
+        raise AdapterError(f"{folder} does not fit this model: {what[:400]}")
+    return [ours[module] for module in dict.fromkeys(found)]
+
+
+def _arrays(model: nn.Module, name: str, method: Method) -> dict[str, mx.array]:
+    """The adapter's arrays under PEFT's names, in its shapes."""
+    placed = {path: slot.adapters[name] for path, slot in slots(model).items() if name in slot.adapters}
+    adapters = list(placed.values())
+    if method.peft_type == "PREFIX_TUNING":
+        pairs = [half for adapter in adapters for half in adapter.prefix()]  # type: ignore[attr-defined]
+        return {"prompt_embeddings": mx.concatenate(pairs, axis=1)}
+    if method.peft_type == "PROMPT_TUNING":
+        assert isinstance(adapters[0], Prompt)
+        return {"prompt_embeddings": adapters[0].tokens()}
+    out = {
+        f"{_PREFIX}{hf_name(model, path)}.{leaf}": _there(adapter, ours)
+        for path, adapter in placed.items()
+        for ours, leaf in method.leaves.items()
+        if ours in adapter
+    }
+    if method.peft_type == "VERA":
+        pair = adapters[0].owner.module  # type: ignore[union-attr]
+        out |= {"base_model.vera_A": pair.a.T, "base_model.vera_B": pair.b.T}
+    return out
+
+
+def _there(adapter: Any, ours: str) -> mx.array:
+    array = adapter[ours]
+    if ours in ("lora_a", "lora_b"):
+        return array.T
+    if ours == "lora_e":
+        return array[:, None]
+    if ours == "ia3":
+        return array[None] if adapter.scales_input else array[:, None]
+    return array
+
+
+def _load(model: nn.Module, name: str, method: Method, arrays: Mapping[str, mx.array]) -> None:
+    placed = {path: slot.adapters[name] for path, slot in slots(model).items() if name in slot.adapters}
+    if method.peft_type == "PREFIX_TUNING":
+        halves = mx.split(arrays["prompt_embeddings"], 2 * len(placed), axis=1)
+        for index, adapter in enumerate(placed.values()):
+            adapter.prefix_keys, adapter.prefix_values = halves[2 * index : 2 * index + 2]
+        return
+    if method.peft_type == "PROMPT_TUNING":
+        next(iter(placed.values())).prompt = arrays["prompt_embeddings"]
+        return
+    for path, adapter in placed.items():
+        for ours, leaf in method.leaves.items():
+            if ours in adapter:
+                array = arrays[f"{_PREFIX}{hf_name(model, path)}.{leaf}"]
+                adapter[ours] = array.T if ours in ("lora_a", "lora_b") else array.reshape(adapter[ours].shape)
+    if method.peft_type == "VERA":
+        pair: Any = next(iter(placed.values())).owner.module  # type: ignore[union-attr]
+        pair.a, pair.b = arrays["base_model.vera_A"].T, arrays["base_model.vera_B"].T
+
+
+def _prompt_options(model: nn.Module, config: Any) -> dict[str, Any]:
+    """What PEFT wants to know of the base for a prompt or prefix."""
+    attentions: Sequence[Any] = [node.module for node in walk(model) if is_attention(node.module)]
+    if not attentions:
+        raise AdapterError("PEFT's prompt methods need a model with attention layers")
+    width, head_names = out_features(projection(attentions[0], "key")), ("n_kv_heads", "num_heads", "n_heads")
+    heads = next(getattr(attentions[0], n) for n in head_names if hasattr(attentions[0], n))
+    if not isinstance(config, PrefixConfig):
+        width = out_features(projection(attentions[0], "query"))
+    return {
+        "num_virtual_tokens": config.length,
+        "num_layers": len(attentions),
+        "num_attention_heads": heads,
+        "num_transformer_submodules": 1,
+        "token_dim": width,
+    }
