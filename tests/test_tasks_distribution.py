@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import numpy as np
@@ -68,6 +69,17 @@ def test_a_batch_depends_on_its_index_alone(kind, endless, tmp_path):
     for other in others:
         assert all(same(other.batch_at(i, 4), batch) for i, batch in zip((0, 3, 200), expected, strict=True))
     assert not same(make(kind, endless=endless, seed=8).batch_at(0, 4), expected[0])
+
+
+def test_threads_draw_what_one_thread_draws():
+    tasks, again = make(), make()
+    with ThreadPoolExecutor(8) as pool:
+        batches = list(pool.map(lambda i: tasks.batch_at(97 * i % 1000, 1 + i % 3), range(300)))
+        counted = list(pool.map(lambda _: tasks.sample_batch(2), range(64)))
+    for i, batch in enumerate(batches):
+        assert same(batch, again.batch_at(97 * i % 1000, 1 + i % 3))
+    firsts = {float(batch[0].query_x[0, 0, 0].item()) for batch in counted}
+    assert firsts == {float(make().batch_at(i, 2)[0].query_x[0, 0, 0].item()) for i in range(64)}
 
 
 def test_sample_batch_counts_on_through_a_pickle():

@@ -23,11 +23,11 @@ from efficientai_toolkit.tasks import storage
 from efficientai_toolkit.tasks.build import build_splits
 from efficientai_toolkit.tasks.cifar_fs import CifarFS
 from efficientai_toolkit.tasks.distribution import TaskConfig, TaskDistribution
-from efficientai_toolkit.tasks.fc100 import FC100
+from efficientai_toolkit.tasks.fc100 import _TEST, _VAL, FC100
 from efficientai_toolkit.tasks.image_folder import ImageFolder
-from efficientai_toolkit.tasks.images import ImageFamily, ImageSet
+from efficientai_toolkit.tasks.images import ImageFamily, ImageSet, _distinct
 from efficientai_toolkit.tasks.mini_imagenet import MiniImageNet
-from efficientai_toolkit.tasks.mnist import Mnist
+from efficientai_toolkit.tasks.mnist import Mnist, read_idx
 from efficientai_toolkit.tasks.omniglot import Omniglot
 from efficientai_toolkit.tasks.unpickling import plain_pickle
 
@@ -109,6 +109,22 @@ def test_rotations_are_classes_of_their_own():
             assert upright[0][0] == upright[0][1]
             found.add((turns[0], upright[0][0]))
         assert len(found) == 24  # all 6 classes × 4 turns
+
+
+@given(n=st.integers(1, 40), extra=st.integers(0, 400), seed=st.integers(0, 2**60))
+def test_classes_are_different_and_any(n, extra, seed):
+    found = _distinct(np.arange(seed, seed + 50, dtype=np.uint64), n, n + extra)
+    assert found.shape == (50, n)
+    assert found.min() >= 0
+    assert found.max() < n + extra
+    assert all(len(set(row)) == n for row in found.tolist())
+    np.testing.assert_array_equal(_distinct(np.array([seed + 7], np.uint64), n, n + extra)[0], found[7])
+
+
+def test_every_class_comes_equally_often_in_a_large_pool():
+    found = _distinct(np.arange(20000, dtype=np.uint64), 5, 50)
+    for place in range(5):
+        np.testing.assert_allclose(np.bincount(found[:, place], minlength=50) / 400, 1, atol=0.2)
 
 
 def test_splits_and_parts_share_no_class():
@@ -253,8 +269,6 @@ def test_fc100s_superclasses_are_those_of_the_published_list(data_dir):
     listed = json.loads(path.read_text())
     superclasses = sorted(name for split in listed.values() for name in split)
     assert len(superclasses) == 20
-    from efficientai_toolkit.tasks.fc100 import _TEST, _VAL
-
     assert sorted(listed["val"]) == [superclasses[i] for i in _VAL]
     assert sorted(listed["test"]) == [superclasses[i] for i in _TEST]
 
@@ -514,8 +528,13 @@ def test_a_download_is_kept_only_whole_and_unchanged(tmp_path, monkeypatch, caps
             storage.fetch(tmp_path, "file", "https://example.org/file", sha256="0", what="It")
         assert not [*tmp_path.iterdir()]
     digest = "88d4266fd4e6338d13b845fcf289579d209c897823b9217da3e161936f031589"
-    path = storage.fetch(tmp_path, "file", "https://example.org/file", sha256=digest, what="It")
+    path = storage.fetch(tmp_path, "set/file", "https://example.org/file", sha256=digest, what="It")
     assert path.read_bytes() == b"abcd"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    path.parent.rename(tmp_path / "home" / "efficientai-toolkit")  # the cache is looked into, too
+    found = storage.fetch(tmp_path, "file", "https://example.org/absent", what="It")
+    assert found == tmp_path / "home" / "efficientai-toolkit" / "file"
     assert "downloading file: 0.0 of 0.0 MB" in capsys.readouterr().err
 
 
@@ -532,9 +551,7 @@ def test_damaged_omniglot(tmp_path):
         Omniglot(tmp_path).read()
 
 
-def test_damaged_mnist(tmp_path, monkeypatch):
-    from efficientai_toolkit.tasks.mnist import read_idx
-
+def test_damaged_mnist(tmp_path):
     path = tmp_path / "labels.gz"
     good = b"\x00\x00\x08\x01\x00\x00\x00\x03\x01\x02\x03"
     path.write_bytes(gzip.compress(good))

@@ -32,7 +32,7 @@ class CifarFS(ImageFamily):
         splits = {}
         for split in ("train", "val", "test"):
             url = _SPLIT_URL.format(f"{split}.txt")
-            path = fetch(self.root / "cifar-fs", f"{split}.txt", url, what="the list of CIFAR-FS classes")
+            path = fetch(self.root, f"cifar-fs/{split}.txt", url, what="the list of CIFAR-FS classes")
             wanted = path.read_text("utf-8", "replace").split()
             if unknown := [name for name in wanted if name not in names]:
                 raise DataError(f"{path}: {unknown[0]!r} is no class of CIFAR-100")
@@ -44,14 +44,14 @@ class CifarFS(ImageFamily):
 
 def read_cifar100(root: Path) -> dict[str, np.ndarray]:
     """`images` (N, 32, 32, 3), `fine` and `coarse` labels (N,), and the class names of each, from the data folder."""
-    folder, archive = root / _FOLDER, root / f"{_FOLDER}.tar.gz"
+    folder = root / _FOLDER
     if folder.is_dir():
         for name in _MEMBERS:
             if not (folder / name).is_file():
                 raise DataNotFoundError(f"{folder / name} is not there; {folder} should hold {', '.join(_MEMBERS)}")
         sources = [folder / name for name in _MEMBERS]
         return cached("cifar100", sources, lambda: _decode([p.read_bytes() for p in sources], str(folder)))
-    fetch(root, archive.name, _URL, sha256=_SHA256, what="CIFAR-100")
+    archive = fetch(root, f"{_FOLDER}.tar.gz", _URL, sha256=_SHA256, what="CIFAR-100")
     return cached("cifar100", [archive], lambda: _decode(_untar(archive), str(archive)))
 
 

@@ -120,7 +120,7 @@ class ImageFamily(Family):
 
     def tasks(self, config: TaskConfig, settings: Arrays, seeds: np.ndarray) -> Arrays:
         pool = self._pool(config)
-        return {"classes": pool[_first(uniform(seeds, "classes", len(pool)), config.num_classes)]}
+        return {"classes": pool[_distinct(seeds, config.num_classes, len(pool))]}
 
     def draw(self, config: TaskConfig, tasks: Arrays, rng: np.random.Generator) -> Draw:
         data, shape, way = self.image_set(config), self.shape(config), config.num_classes
@@ -185,6 +185,23 @@ def decode(data: bytes, name: str, size: tuple[int, int], mode: str) -> np.ndarr
             return np.asarray(image, np.uint8).reshape(*size, -1)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} is not an image that can be read ({error})") from None
+
+
+def _distinct(seeds: np.ndarray, n: int, pool: int) -> np.ndarray:
+    """(T,) seeds → (T, `n`) different numbers below `pool`, in random order."""
+    if pool < 8 * n:
+        return _first(uniform(seeds, "classes", pool), n)
+    # The first n different numbers of a longer sequence: its length does not grow with the pool.
+    drawn = (pool * uniform(seeds, "classes", 3 * n)).astype(np.int64)
+    order = np.argsort(drawn, axis=1, kind="stable")
+    ordered = np.take_along_axis(drawn, order, 1)
+    again = np.zeros(drawn.shape, bool)
+    np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
+    found = np.take_along_axis(drawn, np.argsort(again, axis=1, kind="stable")[:, :n], 1)
+    few = np.nonzero((~again).sum(1) < n)[0]
+    if len(few):
+        found[few] = _first(uniform(seeds[few], "classes", pool), n)
+    return found
 
 
 def _first(scores: np.ndarray, n: int) -> np.ndarray:

@@ -30,11 +30,13 @@ class Mnist(ImageFamily):
     """
 
     def read(self) -> ImageSet:
-        folder = self.root / "mnist"
-        train_x, train_y, test_x, test_y = read_parts(folder)
+        paths = [fetch(self.root, f"mnist/{n}", _URL.format(n), sha256=h, what="MNIST") for n, h in _FILES.items()]
+        train_x, train_y, test_x, test_y = map(read_idx, paths)
         images, labels = np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])
         if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() > 9:
-            raise DataError(f"{folder}: {labels.shape} labels for images {images.shape}; expected MNIST's digits")
+            raise DataError(
+                f"{paths[0].parent}: {labels.shape} labels for images {images.shape}; expected MNIST's digits"
+            )
         splits = {"train": np.arange(6), "val": np.arange(6, 8), "test": np.arange(8, 10)}
         return ImageSet.from_labels(images[..., None], labels, [str(digit) for digit in range(10)], splits)
 

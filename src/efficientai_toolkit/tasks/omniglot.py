@@ -38,8 +38,7 @@ class Omniglot(ImageFamily):
         return (PARTITIONS[max(choice(config, "partition", PARTITIONS), 0)],)
 
     def read(self, partition: str = "standard") -> ImageSet:
-        folder = self.root / "omniglot"
-        paths = [fetch(folder, f"{p}.zip", _URL.format(f"{p}.zip"), what="Omniglot") for p in _PARTS]
+        paths = [fetch(self.root, f"omniglot/{p}.zip", _URL.format(f"{p}.zip"), what="Omniglot") for p in _PARTS]
         arrays = cached("omniglot", paths, lambda: _decode_all(paths))
         names = [str(name) for name in arrays["names"]]
         starts = np.arange(len(names) + 1) * _DRAWINGS

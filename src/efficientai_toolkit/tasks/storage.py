@@ -37,19 +37,23 @@ def data_root(data_dir: str | Path | None = None) -> Path:
     return root
 
 
-def fetch(folder: Path, name: str, url: str, *, sha256: str | None = None, what: str) -> Path:
-    """The file `folder`/`name`, downloaded from `url` where it is absent, with progress on stderr."""
-    path = folder / name
-    if path.is_file():
-        return path
+def fetch(root: Path, name: str, url: str, *, sha256: str | None = None, what: str) -> Path:
+    """The file `name` below `root` or the user's cache; where it is in neither, downloaded from `url` to `root`.
+
+    Progress goes to stderr. `what` names the data set in errors.
+    """
+    path = root / name
+    for place in (path, user_cache() / name):
+        if place.is_file():
+            return place
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise OutputError(f"{what} is not at {path} and cannot be downloaded there: {error.strerror}") from None
     try:
         with os.fdopen(handle, "wb") as file:
-            found = _download(url, file, name)
+            found = _download(url, file, path.name)
         if sha256 and found != sha256:
             raise DataError(f"{url} has changed: SHA-256 {found}, expected {sha256}; nothing was kept")
         os.replace(temporary, path)
