@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.nn as nn
 
@@ -13,11 +13,9 @@ from ..checkpoint import read_header
 from ..config import MetaLearningConfig
 from ..errors import CheckpointError, CheckpointNotFoundError, ConfigurationError, did_you_mean
 from ..learners import learner_class
+from ..learners.base import MetaLearner
 from ..optimizers import schedule
 from ..tasks.build import Splits, build_splits
-
-if TYPE_CHECKING:
-    from ..learners.base import MetaLearner
 
 
 class Built(NamedTuple):
@@ -67,7 +65,7 @@ def build_learner(config: MetaLearningConfig, model: nn.Module) -> MetaLearner:
     made = learner_class(config.algorithm)
     known = made.option_names() | {
         name: parameter.default
-        for name, parameter in inspect.signature(made.__init__).parameters.items()
+        for name, parameter in inspect.signature(MetaLearner.__init__).parameters.items()
         if name in ("head", "chunk", "compile")
     }
     for name in config.learner:
