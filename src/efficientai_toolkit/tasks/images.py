@@ -131,7 +131,7 @@ class ImageFamily(Family):
         if sizes.min() < sizes.max():
             scores[np.arange(scores.shape[-1]) >= sizes[..., None]] = 2
         rows = starts[..., None] + _first(scores, shot + shape.query // way)
-        images = data.images[rows]  # (T, way, shot + query, H, W, C)
+        images = data.images.take(rows, axis=0)  # (T, way, shot + query, H, W, C)
         for turn in range(1, turns):
             turned = classes % turns == turn
             images[turned] = np.rot90(images[turned], turn, axes=(2, 3))

@@ -30,21 +30,22 @@ class Mnist(ImageFamily):
     """
 
     def read(self) -> ImageSet:
-        paths = [fetch(self.root, f"mnist/{n}", _URL.format(n), sha256=h, what="MNIST") for n, h in _FILES.items()]
-        train_x, train_y, test_x, test_y = map(read_idx, paths)
+        train_x, train_y, test_x, test_y = read_parts(self.root)
         images, labels = np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])
-        if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() > 9:
-            raise DataError(
-                f"{paths[0].parent}: {labels.shape} labels for images {images.shape}; expected MNIST's digits"
-            )
         splits = {"train": np.arange(6), "val": np.arange(6, 8), "test": np.arange(8, 10)}
         return ImageSet.from_labels(images[..., None], labels, [str(digit) for digit in range(10)], splits)
 
 
-def read_parts(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training images (60000, 28, 28) and labels, test images (10000, 28, 28) and labels; bytes."""
-    paths = [fetch(folder, n, _URL.format(n), sha256=sha, what="MNIST") for n, sha in _FILES.items()]
-    train_x, train_y, test_x, test_y = (read_idx(path) for path in paths)
+def read_parts(root: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training images (60000, 28, 28) and labels, test images (10000, 28, 28) and labels; bytes.
+
+    They are read from `mnist/` of the data folder `root`.
+    """
+    paths = [fetch(root, f"mnist/{n}", _URL.format(n), sha256=h, what="MNIST") for n, h in _FILES.items()]
+    train_x, train_y, test_x, test_y = map(read_idx, paths)
+    for x, y in ((train_x, train_y), (test_x, test_y)):
+        if x.shape[1:] != (28, 28) or y.shape != x.shape[:1] or y.max(initial=0) > 9:
+            raise DataError(f"{paths[0].parent}: images {x.shape} and labels {y.shape} are not MNIST's digits")
     return train_x, train_y, test_x, test_y
 
 
