@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import mlx.core as mx
@@ -193,8 +192,13 @@ CONFIGS = st.fixed_dictionaries(
         "task_distribution": st.fixed_dictionaries(
             {
                 "task_families": st.sampled_from(
-                    [["linear_classification"], ["nonlinear_classification"], ["sinusoid"], ["harmonic"]]
-                    + [["nonlinear_classification", "linear_classification"], ["sinusoid", "linear_classification"]]
+                    [
+                        ["linear_classification"],
+                        ["nonlinear_classification", "linear_classification"],
+                        ["sinusoid"],
+                        ["harmonic"],
+                        ["sinusoid", "linear_classification"],
+                    ]
                 ),
                 "k_shot": SMALL,
                 "query_size": SMALL,
