@@ -7,6 +7,7 @@ was trained with the adapter is no part of either format and lies beside it in `
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -52,13 +53,21 @@ def write_folder(
     """Write one adapter folder, and the head beside it where one was trained."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        mx.save_safetensors(str(folder / file), {k: mx.contiguous(a) for k, a in arrays.items()}, metadata)
+        save_arrays(folder / file, {k: mx.contiguous(a) for k, a in arrays.items()}, metadata)
         (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if head := _head(model, name):
-            mx.save_safetensors(str(folder / "head.safetensors"), head)
+            save_arrays(folder / "head.safetensors", head, metadata)
     except (OSError, RuntimeError) as error:
         raise OutputError(f"{folder} cannot be written: {error}") from error
     return folder
+
+
+def save_arrays(file: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str]) -> None:
+    """Write a safetensors file whole or not at all."""
+    mx.eval(list(arrays.values()))  # they may come from the file that is replaced
+    part = file.with_name(f".{file.stem}.part.safetensors")
+    mx.save_safetensors(str(part), dict(arrays), metadata)
+    os.replace(part, file)
 
 
 def _head(model: nn.Module, name: str) -> dict[str, mx.array]:
@@ -84,7 +93,9 @@ def read_arrays(file: Path) -> dict[str, mx.array]:
     if not file.is_file():
         raise DataNotFoundError(f"{file} is not there")
     try:
-        return mx.load(str(file))  # type: ignore[return-value]
+        arrays: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
+        mx.eval(arrays)  # read now: the file may be written anew before the arrays are used
+        return arrays
     except RuntimeError as error:
         raise AdapterError(f"{file} is not a readable safetensors file: {error}") from error
 
@@ -135,7 +146,7 @@ def fuse_folder(
                     (folder / file.relative_to(source)).parent.mkdir(exist_ok=True)
                     shutil.copyfile(file, folder / file.relative_to(source))
         metadata = {"format": "pt" if encoder else "mlx"}
-        mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata)
+        save_arrays(folder / "model.safetensors", weights, metadata)
     except (OSError, RuntimeError) as error:
         raise OutputError(f"{folder} cannot be written: {error}") from error
     return lost

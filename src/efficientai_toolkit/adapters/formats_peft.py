@@ -219,6 +219,9 @@ def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default") 
     except KeyError as error:
         raise AdapterError(f"{folder}: adapter_config.json has no {error.args[0]!r}") from error
     targets = None if kind in (*_LEARNS_A_PROMPT, "P_TUNING") else _targets(model, arrays, method, folder)
+    if targets and kind == "IA3":  # a row scales the input, a column the output
+        rows = [a.shape[0] == 1 for key, a in arrays.items() if key.endswith(".ia3_l")]
+        config = IA3Config(feedforward=tuple(path for path, row in zip(targets, rows, strict=True) if row))
     model = attach(model, config, targets, name=name)
     expected = _arrays(model, name, method)
     sentence = faults_sentence(expected, arrays)

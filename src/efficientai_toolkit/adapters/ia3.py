@@ -26,11 +26,11 @@ class IA3(Adapter):
 
     @classmethod
     def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
-        return cls(mx.ones((cls.num_parameters(base, config, site.path),)), scales_input(site.path))
+        return cls(mx.ones((cls.num_parameters(base, config, site.path),)), scales_input(site.path, config))
 
     @classmethod
     def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
-        return in_features(base) if scales_input(path) else out_features(base)
+        return in_features(base) if scales_input(path, config) else out_features(base)
 
     def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
         if self.scales_input:
@@ -46,14 +46,21 @@ class IA3(Adapter):
         return linear_from((weight * self.ia3[:, None]).astype(weight.dtype), bias)
 
 
-def scales_input(path: str) -> bool:
-    """Whether the layer at `path` is a feed-forward's second, whose input is scaled."""
-    return any(named(path, name) for name in NAMES["feedforward_out"])
+def scales_input(path: str, config: Any) -> bool:
+    """Whether the input of the layer at `path` is scaled, not its output."""
+    names = NAMES["feedforward_out"] if config.feedforward is None else config.feedforward
+    return any(named(path, name) for name in names)
 
 
 @dataclass(frozen=True)
 class IA3Config(AdapterConfig):
-    """Default rate: T-Few's 3e-3 (section 3.3 of the paper, there with Adafactor). Keys, values, feed-forward."""
+    """Default rate: T-Few's 3e-3 (section 3.3 of the paper, there with Adafactor). Keys, values, feed-forward.
+
+    Args:
+        feedforward: names or paths of the layers whose input is scaled; `None` knows the usual ones.
+    """
+
+    feedforward: tuple[str, ...] | None = None
 
     learning_rate: float = 3e-3
 

@@ -243,6 +243,7 @@ def load_encoder(
         pooling = "cls" if says_cls else "mean"
     model = Encoder(config, num_classes, pooling=pooling, normalize=normalize, key=key)
     load_weights(model, read_weights(folder), dtype)
+    mx.eval(model.parameters())
     return model
 
 
