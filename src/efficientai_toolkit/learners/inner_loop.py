@@ -57,6 +57,7 @@ def inner_loop(
     keys: list[mx.array | None] = [None] * num_steps if key is None else list(mx.random.split(key, max(num_steps, 1)))
 
     def one_step(step, fast, state, held, rule_params, x, y, key):
+        y = mx.stop_gradient(y)  # `mx.checkpoint` asks for the gradient of every argument, and class indices have none
         if batch_size is not None and batch_size < x.shape[0]:
             pick, key = mx.random.split(key)
             rows = mx.argsort(mx.random.uniform(shape=(x.shape[0],), key=pick))[:batch_size]
