@@ -81,3 +81,13 @@ def test_ci_runs_the_commands_of_the_readme():
     assert len(lines) == 2
     for line in lines:
         assert line in readme, f"the README does not have the line {line!r}"
+
+
+def test_the_api_page_is_current():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import build_api
+    finally:
+        sys.path.pop(0)
+    written = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert written == build_api.build(), "run `uv run python docs/build_api.py`"
