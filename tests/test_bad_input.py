@@ -20,7 +20,7 @@ from efficientai_toolkit.errors import ToolkitError
 from efficientai_toolkit.learners import LEARNERS
 from efficientai_toolkit.runs.build import build, restore
 
-QUICK = ["--config", str(Path(__file__).parents[1] / "configs" / "quick.yaml"), "-n", "6"]
+QUICK = ["--config", str(Path(__file__).parents[1] / "configs" / "quick.yaml"), "-n", "6", "--no-report"]
 
 
 @pytest.fixture

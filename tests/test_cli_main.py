@@ -19,7 +19,7 @@ from efficientai_toolkit.runs.experiment import ExperimentManager
 from efficientai_toolkit.tasks import FAMILIES
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["--config", str(ROOT / "configs" / "quick.yaml"), "--set", "logging.tensorboard_enabled=false"]
+QUICK = ["--config", str(ROOT / "configs" / "quick.yaml"), "--set", "logging.tensorboard_enabled=false", "--no-report"]
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_train_then_resume(cli, tmp_path):
     (run,) = (tmp_path / "out").iterdir()
     assert run.name.startswith("Reptile_Linear_")
     assert str(run.relative_to(tmp_path)) in result.stdout
-    longer = json.loads(cli("train", "--resume", run, "--iterations", "80", "--json").stdout)
+    longer = json.loads(cli("train", "--resume", run, "--iterations", "80", "--no-report", "--json").stdout)
     assert (longer["iterations"], longer["stopped"]) == (80, "completed")
 
 
@@ -149,6 +149,13 @@ def test_train_json_is_one_line_on_standard_output(cli):
     assert Path(report["run"]).name.startswith("mine_")
     config = ExperimentManager.open(report["run"]).config
     assert config["meta_learning"]["seed"] == 5
+
+
+def test_train_ends_with_plots_and_a_report(cli):
+    done = json.loads(cli("train", *QUICK[:-1], "-n", "20", "--json").stdout)
+    assert Path(done["report"]).read_text().startswith("<!doctype html>")
+    plots = {path.name for path in (Path(done["run"]) / "plots").iterdir()}
+    assert {"training_curves.png", "decision_regions.png"} <= plots
 
 
 def test_flags_beat_the_file(cli):

@@ -250,7 +250,7 @@ def test_kill_9_several_times(tmp_path):
     settings = {"num_meta_iterations": 300, "save_interval": 11, "eval_interval": 20}
     whole = train(configured(tmp_path / "whole", **settings))["run"]
     (tmp_path / "c.json").write_text(json.dumps(configured(tmp_path / "killed", **settings).to_dict()))
-    command = [sys.executable, "-m", "efficientai_toolkit", "meta-learning-peft:train"]
+    command = [sys.executable, "-m", "efficientai_toolkit", "meta-learning-peft:train", "--no-report"]
     rng, kills, run = random.Random(0), 0, None
     while True:
         given = ["--config", str(tmp_path / "c.json")] if run is None else ["--resume", str(run)]

@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("validate:validate", "This machine"),
     "train": ("train:train", "Meta-learning"),
     "evaluate": ("evaluate:evaluate", "Meta-learning"),
+    "report": ("report:report", "Meta-learning"),
+    "reproduce": ("reproduce:reproduce", "Meta-learning"),
 }
 
 

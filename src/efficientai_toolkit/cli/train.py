@@ -24,6 +24,9 @@ def train(
         Path | None, typer.Option("--resume", metavar="RUN", help="A run folder: go on from its newest checkpoint.")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="First part of the run folder's name.")] = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Afterwards test, and draw plots and an HTML report.")
+    ] = True,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -44,14 +47,22 @@ def train(
     )
     if resume is not None:
         _only_what_resume_takes(config=config, algorithm=algorithm, seed=seed, output=output, name=name, set=sets)
-        report = _run(None, resume, flags, name, json)
+        done = _run(None, resume, flags, name, json)
     else:
-        report = _run(load_config(config, flags), None, (), name, json)
+        done = _run(load_config(config, flags), None, (), name, json)
+    interrupted = done["stopped"] == "interrupted"
+    if not json:
+        _tell(done)
+    if report and not interrupted:
+        from ..runs.report import write_report
+
+        page = write_report(done["run"], data_dir=None if data_dir is None else str(data_dir)).html
+        done["report"] = str(page)
+        if not json:
+            print(f"Report:     {page}")
     if json:
-        echo_json(report)
-    else:
-        _tell(report)
-    if report["stopped"] == "interrupted":
+        echo_json(done)
+    if interrupted:
         raise SystemExit(130)
 
 
