@@ -22,10 +22,11 @@ from efficientai_toolkit.errors import DataError, DataNotFoundError, TaskSamplin
 from efficientai_toolkit.tasks import storage
 from efficientai_toolkit.tasks.build import build_splits
 from efficientai_toolkit.tasks.cifar_fs import CifarFS
+from efficientai_toolkit.tasks.classes import distinct
 from efficientai_toolkit.tasks.distribution import TaskConfig, TaskDistribution
 from efficientai_toolkit.tasks.fc100 import _TEST, _VAL, FC100
 from efficientai_toolkit.tasks.image_folder import ImageFolder
-from efficientai_toolkit.tasks.images import ImageFamily, ImageSet, _distinct
+from efficientai_toolkit.tasks.images import ImageFamily, ImageSet
 from efficientai_toolkit.tasks.mini_imagenet import MiniImageNet
 from efficientai_toolkit.tasks.mnist import Mnist, read_idx
 from efficientai_toolkit.tasks.omniglot import Omniglot
@@ -113,16 +114,16 @@ def test_rotations_are_classes_of_their_own():
 
 @given(n=st.integers(1, 40), extra=st.integers(0, 400), seed=st.integers(0, 2**60))
 def test_classes_are_different_and_any(n, extra, seed):
-    found = _distinct(np.arange(seed, seed + 50, dtype=np.uint64), n, n + extra)
+    found = distinct(np.arange(seed, seed + 50, dtype=np.uint64), n, n + extra)
     assert found.shape == (50, n)
     assert found.min() >= 0
     assert found.max() < n + extra
     assert all(len(set(row)) == n for row in found.tolist())
-    np.testing.assert_array_equal(_distinct(np.array([seed + 7], np.uint64), n, n + extra)[0], found[7])
+    np.testing.assert_array_equal(distinct(np.array([seed + 7], np.uint64), n, n + extra)[0], found[7])
 
 
 def test_every_class_comes_equally_often_in_a_large_pool():
-    found = _distinct(np.arange(20000, dtype=np.uint64), 5, 50)
+    found = distinct(np.arange(20000, dtype=np.uint64), 5, 50)
     for place in range(5):
         np.testing.assert_allclose(np.bincount(found[:, place], minlength=50) / 400, 1, atol=0.2)
 
