@@ -11,7 +11,7 @@ import pytest
 
 from efficientai_toolkit.backbones.bert import Encoder, embed, load_encoder, load_tokenizer, load_weights
 from efficientai_toolkit.backbones.bert_config import EncoderConfig
-from efficientai_toolkit.backbones.pretrained import TextTokenizer, resolve
+from efficientai_toolkit.pretrained import TextTokenizer, resolve
 from efficientai_toolkit.errors import DataError, DataNotFoundError, ModelError
 from efficientai_toolkit.nn.functional import functional, trainable
 

@@ -16,11 +16,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..errors import AdapterError, DataNotFoundError, OutputError, did_you_mean
 from ..nn.functional import clone
-from .attach import adapters_of, merge, quantization_loss
+from .attach import adapters_of, flat_parameters, merge, quantization_loss
 from .base import AdapterConfig
 
 CONFIG = "adapter_config.json"
@@ -73,7 +72,7 @@ def save_arrays(file: Path, arrays: Mapping[str, mx.array], metadata: dict[str, 
 def _head(model: nn.Module, name: str) -> dict[str, mx.array]:
     attached = adapters_of(model)
     path = attached.heads.get(name) if attached else None
-    return {p: a for p, a in tree_flatten(model.parameters()) if path and p.startswith(f"{path}.")}
+    return {p: a for p, a in flat_parameters(model).items() if path and p.startswith(f"{path}.")}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def fuse_folder(
         raise OutputError(f"{folder} is the base model's own folder; fuse into another")
     lost = {} if dequantize else quantization_loss(model)
     fused = merge(clone(model), dequantize=dequantize)
-    weights = {hf_name(fused, path): array for path, array in tree_flatten(fused.parameters())}
+    weights = {hf_name(fused, path): array for path, array in flat_parameters(fused).items()}
     encoder = hasattr(fused, "hf_name")
     if encoder:
         weights = _over(source, {k: a for k, a in weights.items() if not k.startswith("head.")})
@@ -154,7 +153,7 @@ def fuse_folder(
 
 def _over(source: Path, weights: dict[str, mx.array]) -> dict[str, mx.array]:
     """The source's checkpoint with `weights` in place of its own arrays, under its own names."""
-    from ..backbones.pretrained import read_weights
+    from ..pretrained import read_weights
 
     out = read_weights(source)
     for key in list(out):

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 
 from ..errors import ConfigurationError, ModelError, did_you_mean
 from .bert_config import ACTIVATIONS, EncoderConfig, hf_name
-from .pretrained import TextTokenizer, load_tokenizer, read_json, read_weights, resolve
+from ..pretrained import TextTokenizer, load_tokenizer, read_json, read_weights, resolve
 
 POOLINGS = ("mean", "cls")
 # What a checkpoint may hold besides the encoder: other heads, and buffers of older versions.
@@ -158,7 +158,7 @@ class Encoder(nn.Module):
         self._start(mx.random.key(0) if key is None else key)
 
     def _start(self, key: mx.array) -> None:
-        modules = [m for _, m in sorted(self.named_modules()) if isinstance(m, (nn.Linear, nn.Embedding))]
+        modules: list[Any] = [m for _, m in sorted(self.named_modules()) if isinstance(m, (nn.Linear, nn.Embedding))]
         for module, k in zip(modules, mx.random.split(key, len(modules)), strict=True):
             module.weight = 0.02 * mx.random.normal(module.weight.shape, key=k)
             if "bias" in module:
@@ -259,7 +259,8 @@ def load_weights(model: Encoder, weights: dict[str, mx.array], dtype: mx.Dtype =
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         if not _OTHER_PARTS.match(name):
             clean[name] = array
-    own = {model.hf_name(p): (p, a) for p, a in tree_flatten(model.parameters()) if not p.startswith("head.")}
+    flat: Any = tree_flatten(model.parameters())
+    own = {model.hf_name(path): (path, array) for path, array in flat if not path.startswith("head.")}
     faults = [f"{name} is missing" for name in own if name not in clean]
     faults += [f"{name} is not part of this encoder" for name in clean if name not in own]
     faults += [

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import DataError, DataNotFoundError, ModelError
+from .errors import DataError, DataNotFoundError, ModelError
 
 # Hub names that an installed package carries, so that no network is needed.
 PACKAGES = {
