@@ -73,6 +73,7 @@ class Family:
     """
 
     classification = True
+    input_type: type[np.generic] = np.float32
     way_and_shot = False  # whether sizes are spoken of as n_way, k_shot and query_per_class
     known_params: frozenset[str] = frozenset()
 
@@ -100,10 +101,14 @@ class Family:
     def draw(self, config: TaskConfig, tasks: Arrays, rng: np.random.Generator) -> Draw:
         """An episode of fresh points for each of T tasks.
 
-        Returns support_x (T, S, *input) float32, support_y (T, S) int32 or (T, S, *target) float32, and the
+        Returns support_x (T, S, *input) of `input_type`, support_y (T, S) int32 or (T, S, *target) float32, and the
         same two for the query.
         """
         raise NotImplementedError
+
+    def pack(self, config: TaskConfig, draw: Draw) -> Draw:
+        """What `draw` gave for the tasks of one batch, before it goes to the device; texts drop common padding."""
+        return draw
 
     def restrict(self, config: TaskConfig, start: float, stop: float) -> TaskConfig:
         """The task kept to one share of the family's classes, for families whose tasks share classes."""

@@ -129,10 +129,11 @@ class TaskDistribution:
                     self._blocks.pop(next(iter(self._blocks)))
                 self._blocks[n, number] = block
         episodes = []
-        for arrays, edges in block:
+        for cell, arrays, edges in block:
             start, stop = edges[offset], edges[offset + 1]
             if start < stop:
-                episodes.append(EpisodeStack(*[mx.array(a[start:stop]) for a in arrays]))
+                packed = cell.family.pack(cell.config, tuple(a[start:stop] for a in arrays))
+                episodes.append(EpisodeStack(*map(mx.array, packed)))
         return episodes
 
     def sample_batch(self, n: int) -> list[EpisodeStack]:
@@ -162,7 +163,7 @@ class TaskDistribution:
             )
         kind = self.families[config.task_family]
         seeds = np.array([self.task_seed(config)], np.uint64)
-        arrays = kind.draw(config, kind.tasks(config, kind.settings([config]), seeds), rng)
+        arrays = kind.pack(config, kind.draw(config, kind.tasks(config, kind.settings([config]), seeds), rng))
         sx, sy, qx, qy = (mx.array(a[0]) for a in arrays)
         return config, sx, sy, qx, qy
 
@@ -272,7 +273,9 @@ class TaskDistribution:
         below = np.concatenate([[0], np.cumsum(sizes)]) * n / sizes.sum()
         counts = np.diff(np.floor(below + turns[:, None]).astype(np.int64), axis=1)
         return [
-            _Drawn(self._draw_stack(stack, total, rng), np.concatenate([[0], np.cumsum(column)]).tolist())
+            _Drawn(
+                stack.cells[0], self._draw_stack(stack, total, rng), np.concatenate([[0], np.cumsum(column)]).tolist()
+            )
             for stack, column in zip(self._stacks, counts.T, strict=True)
             if (total := int(column.sum()))
         ]
@@ -282,12 +285,13 @@ class TaskDistribution:
         slots = np.concatenate([rng.permutation(stack.size) for _ in range(rounds)])[:total]
         if len(stack.cells) == 1:
             return self._draw_cell(stack.cells[0], slots, rng)
+        x_type = np.result_type(*(cell.family.input_type for cell in stack.cells))
         y_type = np.int32 if self.is_classification else np.float32
         x_shape, y_shape = stack.shape.input, stack.shape.target
         out = tuple(
             np.empty((total, n, *shape), dtype)
             for n in (stack.shape.support, stack.shape.query)
-            for shape, dtype in ((x_shape, np.float32), (y_shape, y_type))
+            for shape, dtype in ((x_shape, x_type), (y_shape, y_type))
         )
         first = 0
         for cell in stack.cells:
@@ -336,5 +340,6 @@ class _Stack(NamedTuple):
 
 
 class _Drawn(NamedTuple):
+    cell: _Cell  # the first of its stack
     arrays: Draw
     edges: list[int]  # batch b of the block holds rows edges[b] to edges[b + 1]
