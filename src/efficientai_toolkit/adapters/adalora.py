@@ -28,25 +28,25 @@ class AdaLoRA(LoRA):
         self.lora_e = mx.zeros((lora_a.shape[1],))
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         key_a, key_b = mx.random.split(key)
         a = 0.02 * mx.random.normal((in_features(base), config.rank), key=key_a)
         b = 0.02 * mx.random.normal((config.rank, out_features(base)), key=key_b)
         return cls(a, b, config.scale, config.dropout)
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         return config.rank * (in_features(base) + out_features(base) + 1)
 
     def delta(self) -> mx.array:
         return self.scale * ((self.lora_a * self.lora_e) @ self.lora_b).T
 
-    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
         y = base(x)
         z = ((self.dropout(x) @ self.lora_a) * self.lora_e) @ self.lora_b
         return y + (self.scale * z).astype(y.dtype)
 
-    def fuse(self, base: nn.Module) -> nn.Linear:
+    def fuse(self, base: Any) -> nn.Linear:
         return linear_from(base.weight + self.delta().astype(base.weight.dtype), base.get("bias"))
 
 

@@ -18,7 +18,7 @@ from ..errors import AdapterError, did_you_mean
 from ..nn.functional import Parameters
 from ..nn.functional import update as update_parameters
 from .base import Adapted, AdapterConfig, Owner, Site, thaw
-from .quantized import dense_linear, dequantized, make_stackable
+from .quantized import dequantized, make_stackable
 from .select import SHARED, Node, select, walk
 
 
@@ -154,7 +154,7 @@ def merge(model: nn.Module, *, dequantize: bool = False) -> nn.Module:
     return _tidy(model, attached)
 
 
-def requantized(fused: nn.Module, base: nn.Module) -> nn.Module:
+def requantized(fused: nn.Module, base: Any) -> nn.Module:
     """`fused` quantised as `base` is, where `base` is quantised and the two differ."""
     if not isinstance(base, nn.QuantizedLinear) or fused is base:
         return fused
@@ -166,8 +166,8 @@ def quantization_loss(model: nn.Module) -> dict[str, float]:
     losses = {}
     for path, slot in slots(model).items():
         if isinstance(slot.base, nn.QuantizedLinear) and slot.active:
-            fused = slot.fuse()
-            delta = mx.linalg.norm(fused.weight - dense_linear(slot.base).weight)
+            fused: Any = slot.fuse()
+            delta = mx.linalg.norm(fused.weight - dequantized(slot.base))
             error = mx.linalg.norm(dequantized(requantized(fused, slot.base)) - fused.weight)
             losses[path] = (error / mx.maximum(delta, 1e-12)).item()
     return losses
@@ -196,6 +196,12 @@ def count_parameters(model: nn.Module, config: AdapterConfig, target_modules: st
     return own + adapter.num_shared(bases, config)
 
 
+def flat_parameters(model: nn.Module) -> Parameters:
+    """Every array of `model`, frozen or not, by path."""
+    flat: Any = tree_flatten(model.parameters())
+    return dict(flat)
+
+
 def adapter_state(model: nn.Module, name: str = "default") -> Parameters:
     """Every array of one adapter (fixed ones and a trained head too), flat, under its path in the model."""
     attached = _require(model)
@@ -205,7 +211,7 @@ def adapter_state(model: nn.Module, name: str = "default") -> Parameters:
     starts = tuple(f"{node.real}." for node in walk(model) if head and node.path == head)
     return {
         path: array
-        for path, array in tree_flatten(model.parameters())
+        for path, array in flat_parameters(model).items()
         if f".adapters.{name}." in f".{path}" or path.startswith((f"{SHARED}.{name}.", *starts))
     }
 

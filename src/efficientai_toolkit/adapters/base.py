@@ -62,33 +62,33 @@ class Adapter(nn.Module):
     combines: ClassVar[bool] = True  # False where it changes the sequence length, so that outputs cannot be added
 
     @classmethod
-    def fits(cls, base: nn.Module) -> bool:
+    def fits(cls, base: Any) -> bool:
         """Whether this adapter can sit on `base`."""
         return is_linear(base)
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         raise NotImplementedError
 
     @classmethod
-    def share(cls, bases: Sequence[nn.Module], config: Any, key: mx.array) -> nn.Module | None:
+    def share(cls, bases: Sequence[Any], config: Any, key: mx.array) -> nn.Module | None:
         """The part that all adapted layers of one `attach` have in common, or `None`."""
         return None
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         """Trainable parameters beside `base`, by the method's formula."""
         raise NotImplementedError
 
     @classmethod
-    def num_shared(cls, bases: Sequence[nn.Module], config: Any) -> int:
+    def num_shared(cls, bases: Sequence[Any], config: Any) -> int:
         """Trainable parameters of the shared part, by formula."""
         return 0
 
-    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
         raise NotImplementedError
 
-    def fuse(self, base: nn.Module) -> nn.Module:
+    def fuse(self, base: Any) -> nn.Module:
         raise AdapterError(f"{type(self).__name__} has no merge: it is not an affine map of the layer's own kind")
 
     def thaw(self) -> None:
@@ -109,7 +109,7 @@ class Adapted(nn.Module):
     for LoRA is the weighted sum of the deltas. Attributes that the slot does not have are the base's.
     """
 
-    def __init__(self, base: nn.Module):
+    def __init__(self, base: Any):
         super().__init__()
         self.base = base
         self.adapters: dict[str, Adapter] = {}
@@ -175,30 +175,30 @@ def kaiming_uniform(key: mx.array, fan_in: int, shape: Sequence[int]) -> mx.arra
     return mx.random.uniform(-bound, bound, shape, key=key)
 
 
-def width_in(base: nn.Module) -> int:
+def width_in(base: Any) -> int:
     """Size of the last axis of what `base` takes."""
     if is_linear(base):
         return in_features(base)
     return in_features(_linears(base)[0]) if _linears(base) else _norm_width(base)
 
 
-def width_out(base: nn.Module) -> int:
+def width_out(base: Any) -> int:
     """Size of the last axis of what `base` gives."""
     if is_linear(base):
         return out_features(base)
     return out_features(_linears(base)[-1]) if _linears(base) else _norm_width(base)
 
 
-def has_width(base: nn.Module) -> bool:
+def has_width(base: Any) -> bool:
     return is_linear(base) or bool(_linears(base)) or ("weight" in base and base.weight.ndim == 1)
 
 
-def _linears(base: nn.Module) -> list[nn.Module]:
+def _linears(base: Any) -> list[nn.Module]:
     """The linear layers of a block, in the order its class made them (first takes its input, last gives its output)."""
     from .select import walk
 
     return [node.module for node in walk(base) if node.path and is_linear(node.module)]
 
 
-def _norm_width(base: nn.Module) -> int:
+def _norm_width(base: Any) -> int:
     return base.weight.shape[-1]

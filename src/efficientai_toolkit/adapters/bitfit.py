@@ -25,22 +25,22 @@ class BitFit(Adapter):
         self.bias = bias
 
     @classmethod
-    def fits(cls, base: nn.Module) -> bool:
+    def fits(cls, base: Any) -> bool:
         return isinstance(base.get("bias"), mx.array)
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         return cls(mx.zeros(base.bias.shape))
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         return base.bias.size
 
-    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
         y = base(x)
         return y + self.bias.astype(y.dtype)
 
-    def fuse(self, base: nn.Module) -> nn.Module:
+    def fuse(self, base: Any) -> nn.Module:
         out = copy_of(base)
         out.bias = base.bias + self.bias.astype(base.bias.dtype)
         return out

@@ -35,7 +35,7 @@ class Bottleneck(Adapter):
 
     wants: ClassVar[str] = "a layer or block of known width"
 
-    def __init__(self, down: nn.Linear, up: nn.Linear, config: Any):
+    def __init__(self, down: nn.Module, up: nn.Module, config: Any):
         super().__init__()
         self.down, self.up = down, up
         self.dropout = Dropout(config.dropout)
@@ -43,23 +43,23 @@ class Bottleneck(Adapter):
         self.scale = config.scale
 
     @classmethod
-    def fits(cls, base: nn.Module) -> bool:
+    def fits(cls, base: Any) -> bool:
         return has_width(base)
 
     @classmethod
-    def widths(cls, base: nn.Module) -> tuple[int, int]:
+    def widths(cls, base: Any) -> tuple[int, int]:
         """What the adapter takes and gives."""
         return width_out(base), width_out(base)
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         n, m = cls.widths(base)
         size = config.size(m)
         down = linear_from(kaiming_uniform(key, n, (size, n)), mx.zeros((size,)))
         return cls(down, linear_from(mx.zeros((m, size)), mx.zeros((m,))), config)
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         n, m = cls.widths(base)
         size = config.size(m)
         return size * (n + m) + size + m
@@ -68,7 +68,7 @@ class Bottleneck(Adapter):
         z = self.up(ACTIVATIONS[self.activation](self.down(self.dropout(x))))
         return (self.scale * z).astype(x.dtype)
 
-    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
         h = base(x)
         return h + self.branch(h)
 
@@ -77,10 +77,10 @@ class ParallelBottleneck(Bottleneck):
     """y = base(x) + s · up(f(down(x))): the adapter reads what the base reads."""
 
     @classmethod
-    def widths(cls, base: nn.Module) -> tuple[int, int]:
+    def widths(cls, base: Any) -> tuple[int, int]:
         return width_in(base), width_out(base)
 
-    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
         return base(x) + self.branch(x)
 
 

@@ -75,11 +75,11 @@ class Compacter(Bottleneck):
         super().__init__(down, up, config)
 
     @classmethod
-    def share(cls, bases: Sequence[nn.Module], config: Any, key: mx.array) -> SharedRules:
+    def share(cls, bases: Sequence[Any], config: Any, key: mx.array) -> SharedRules:
         return SharedRules(config.divisor, key)
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         assert site.owner is not None
         width = width_out(base)
         if width % config.divisor:
@@ -89,13 +89,13 @@ class Compacter(Bottleneck):
         return cls(site.owner, width, config.size(width), key, config)
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         width = width_out(base)
         size = config.size(width)
         return 2 * config.rank * (width + size) + size + width
 
     @classmethod
-    def num_shared(cls, bases: Sequence[nn.Module], config: Any) -> int:
+    def num_shared(cls, bases: Sequence[Any], config: Any) -> int:
         return 2 * config.divisor**3
 
 

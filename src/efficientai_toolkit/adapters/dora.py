@@ -25,21 +25,21 @@ class DoRA(LoRA):
         self.m = m
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         start = LoRA.from_base(base, config, key, site)
         m = mx.linalg.norm(dense_weight(base).astype(mx.float32), axis=1)
         return cls(start.lora_a, start.lora_b, m, config.scale, config.dropout)
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         return super().num_parameters(base, config, path) + out_features(base)
 
-    def gain(self, base: nn.Module) -> mx.array:
+    def gain(self, base: Any) -> mx.array:
         """m / ‖W + s BA‖, (out,)"""
         weight = mx.stop_gradient(dense_weight(base) + self.delta())
         return self.m / mx.linalg.norm(weight, axis=1)
 
-    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
         y = base(x)
         dropped = self.dropout(x)
         # One mask for both parts, as in PEFT: y = base(x) + (gain − 1) · W dropout(x) + gain · s · BA dropout(x).
@@ -50,7 +50,7 @@ class DoRA(LoRA):
         gain = self.gain(base)
         return y + ((gain - 1) * plain + gain * (self.scale * z)).astype(y.dtype)
 
-    def fuse(self, base: nn.Module) -> nn.Linear:
+    def fuse(self, base: Any) -> nn.Linear:
         weight = self.gain(base)[:, None] * (base.weight + self.delta())
         return linear_from(weight.astype(base.weight.dtype), base.get("bias"))
 

@@ -95,7 +95,8 @@ def _arrays(model: nn.Module, name: str) -> dict[str, mx.array]:
     config = named_config(model, name)
     out = {}
     for path, slot in slots(model).items():
-        if adapter := slot.adapters.get(name):
+        if name in slot.adapters:
+            adapter: Any = slot.adapters[name]
             for leaf in _LEAVES:
                 if leaf in adapter:
                     out[f"{path}.{leaf}"] = adapter[leaf]
@@ -111,7 +112,7 @@ def _layers_and_keys(model: nn.Module, paths: list[str]) -> tuple[int, list[str]
         if (match := re.match(r"(?:.*\.)?layers\.(\d+)\.(.+)$", path)) is None:
             return 0, paths
         places[int(match[1])].add(match[2])
-    total = len(model.layers) if hasattr(model, "layers") else max(places) + 1
+    total = len(getattr(model, "layers", ())) or max(places) + 1
     last = list(range(min(places), total))
     same = all(places.get(layer) == places[min(places)] for layer in last)
     return (len(last), sorted(places[min(places)])) if same else (len(last), paths)

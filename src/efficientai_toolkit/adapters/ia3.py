@@ -25,20 +25,20 @@ class IA3(Adapter):
         self.scales_input = scales_input
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         return cls(mx.ones((cls.num_parameters(base, config, site.path),)), scales_input(site.path, config))
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         return in_features(base) if scales_input(path, config) else out_features(base)
 
-    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
         if self.scales_input:
             return base((x * self.ia3).astype(x.dtype))
         y = base(x)
         return (y * self.ia3).astype(y.dtype)
 
-    def fuse(self, base: nn.Module) -> nn.Linear:
+    def fuse(self, base: Any) -> nn.Linear:
         weight, bias = base.weight, base.get("bias")
         if self.scales_input:
             return linear_from((weight * self.ia3).astype(weight.dtype), bias)

@@ -28,18 +28,18 @@ class LinearAdapter(Adapter):
         self.bias = mx.zeros((size,))
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         return cls(width_out(base))
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         return width_out(base) * (width_out(base) + 1)
 
-    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
         h = base(x)
         return h + (h @ self.weight + self.bias).astype(h.dtype)
 
-    def fuse(self, base: nn.Module) -> nn.Module:
+    def fuse(self, base: Any) -> nn.Module:
         if not is_linear(base):
             return super().fuse(base)
         weight = base.weight + self.weight.T @ base.weight

@@ -27,25 +27,25 @@ class LoRA(Adapter):
         self.dropout = Dropout(dropout)
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         n, m = in_features(base), out_features(base)
         a = kaiming_uniform(key, n, (n, config.rank))
         return cls(a, mx.zeros((config.rank, m)), config.scale, config.dropout)
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         return config.rank * (in_features(base) + out_features(base))
 
     def delta(self) -> mx.array:
         """The change of the weight, (out, in)."""
         return self.scale * (self.lora_a @ self.lora_b).T
 
-    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
         y = base(x)
         z = (self.dropout(x) @ self.lora_a) @ self.lora_b
         return y + (self.scale * z).astype(y.dtype)
 
-    def fuse(self, base: nn.Module) -> nn.Linear:
+    def fuse(self, base: Any) -> nn.Linear:
         return linear_from(base.weight + self.delta().astype(base.weight.dtype), base.get("bias"))
 
 

@@ -30,13 +30,13 @@ class PTuning(Prompt):
         ]
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         start, network = mx.random.split(key)
         width = embedding_width(base)
         return cls(mx.random.normal((config.length, width), key=start), config.hidden or width, network)
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         d = embedding_width(base)
         h = config.hidden or d
         return config.length * d + (d + 1) * h + (h + 1) * h + (h + 1) * d

@@ -14,7 +14,7 @@ from .quantized import out_features
 from .select import NAMES, is_attention
 
 
-def projection(base: nn.Module, kind: str) -> nn.Module:
+def projection(base: Any, kind: str) -> nn.Module:
     """The query, key or value layer of an attention module."""
     return next(base[name] for name in NAMES[kind] if name in base)
 
@@ -61,17 +61,17 @@ class Prefix(Adapter):
         self.prefix_keys, self.prefix_values = keys, values
 
     @classmethod
-    def fits(cls, base: nn.Module) -> bool:
+    def fits(cls, base: Any) -> bool:
         return is_attention(base)
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         shape = (config.length, out_features(projection(base, "key")))
         keys, values = 0.02 * mx.random.normal((2, *shape), key=key)
         return cls(keys, values)
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         return 2 * config.length * out_features(projection(base, "key"))
 
     def prefix(self) -> tuple[mx.array, mx.array]:
@@ -82,7 +82,7 @@ class Prefix(Adapter):
     def length(self) -> int:
         return self.prefix()[0].shape[0]
 
-    def __call__(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, base: Any, *args: Any, **kwargs: Any) -> Any:
         keys, values = self.prefix()
         if isinstance(base, nn.MultiHeadAttention):
             return _multi_head(base, keys, values, *args, **kwargs)
@@ -145,27 +145,27 @@ class ReparameterizedPrefix(Prefix):
         self.owner, self.index = owner, index
 
     @classmethod
-    def share(cls, bases: Sequence[nn.Module], config: Any, key: mx.array) -> PrefixMLP:
+    def share(cls, bases: Sequence[Any], config: Any, key: mx.array) -> PrefixMLP:
         width = cls._width(bases)
         return PrefixMLP(config.length, width, config.hidden or width, len(bases), key)
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         assert site.owner is not None
         return cls(site.owner, site.index)
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         return 0
 
     @classmethod
-    def num_shared(cls, bases: Sequence[nn.Module], config: Any) -> int:
+    def num_shared(cls, bases: Sequence[Any], config: Any) -> int:
         w = cls._width(bases)
         hidden = config.hidden or w
         return config.length * w + (w + 1) * hidden + (hidden + 1) * 2 * len(bases) * w
 
     @staticmethod
-    def _width(bases: Sequence[nn.Module]) -> int:
+    def _width(bases: Sequence[Any]) -> int:
         return max(out_features(projection(base, "key")) for base in bases)
 
     def prefix(self) -> tuple[mx.array, mx.array]:

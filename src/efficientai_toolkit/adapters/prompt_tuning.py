@@ -13,7 +13,7 @@ from .base import Adapter, AdapterConfig, Site
 _COMMON = 5000  # Lester et al. start from the embeddings of the most common tokens, which have the lowest ids
 
 
-def embedding_width(base: nn.Module) -> int:
+def embedding_width(base: Any) -> int:
     return base.dims if isinstance(base, nn.QuantizedEmbedding) else base.weight.shape[-1]
 
 
@@ -33,23 +33,23 @@ class Prompt(Adapter):
         self.prompt = prompt
 
     @classmethod
-    def fits(cls, base: nn.Module) -> bool:
+    def fits(cls, base: Any) -> bool:
         return isinstance(base, (nn.Embedding, nn.QuantizedEmbedding))
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         tokens = mx.random.randint(0, min(_COMMON, base.weight.shape[0]), (config.length,), key=key)
         return cls(base(tokens))
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         return config.length * embedding_width(base)
 
     def tokens(self) -> mx.array:
         """(P, d)"""
         return self.prompt
 
-    def __call__(self, base: nn.Module, ids: mx.array) -> mx.array:
+    def __call__(self, base: Any, ids: mx.array) -> mx.array:
         x = base(ids)
         prompt = self.tokens().astype(x.dtype)
         prompt = mx.broadcast_to(prompt, (*x.shape[:-2], *prompt.shape))

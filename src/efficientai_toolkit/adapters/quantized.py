@@ -17,17 +17,17 @@ def is_linear(module: Any) -> bool:
     return isinstance(module, (nn.Linear, nn.QuantizedLinear))
 
 
-def in_features(base: nn.Module) -> int:
+def in_features(base: Any) -> int:
     if isinstance(base, nn.QuantizedLinear):
         return base.weight.shape[-1] * 32 // base.bits
     return base.weight.shape[-1]
 
 
-def out_features(base: nn.Module) -> int:
+def out_features(base: Any) -> int:
     return base.weight.shape[0]
 
 
-def dequantized(module: nn.Module) -> mx.array:
+def dequantized(module: Any) -> mx.array:
     """The dense weight (out, in) of a quantised layer."""
     return mx.dequantize(
         module.weight,
@@ -39,12 +39,12 @@ def dequantized(module: nn.Module) -> mx.array:
     )
 
 
-def dense_weight(base: nn.Module) -> mx.array:
+def dense_weight(base: Any) -> mx.array:
     """(out, in)"""
     return dequantized(base) if isinstance(base, nn.QuantizedLinear) else base.weight
 
 
-def dense_linear(base: nn.Module) -> nn.Linear:
+def dense_linear(base: Any) -> nn.Linear:
     """`base` as an `nn.Linear` (itself, where it is one)."""
     if isinstance(base, nn.Linear):
         return base
@@ -55,11 +55,11 @@ def dense_linear(base: nn.Module) -> nn.Linear:
     return layer
 
 
-def frozen_matmul(base: nn.Module, x: mx.array) -> mx.array:
+def frozen_matmul(base: Any, x: mx.array) -> mx.array:
     """x @ Wᵀ for the constant W of a quantised layer, under every transformation and to every order in x."""
 
     @mx.custom_function
-    def matmul(x):
+    def matmul(x) -> Any:
         return x @ dequantized(base).T.astype(x.dtype)
 
     @mx.custom_function
@@ -74,7 +74,8 @@ def frozen_matmul(base: nn.Module, x: mx.array) -> mx.array:
     def _(g, cotangent, _output):
         return matmul(cotangent)
 
-    return matmul(x)
+    out: Any = matmul(x)
+    return out
 
 
 class StackableQuantizedLinear(nn.QuantizedLinear):

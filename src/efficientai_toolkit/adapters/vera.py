@@ -40,7 +40,7 @@ class VeRA(Adapter):
         self.dropout = Dropout(dropout)
 
     @classmethod
-    def share(cls, bases: Sequence[nn.Module], config: Any, key: mx.array) -> SharedPair:
+    def share(cls, bases: Sequence[Any], config: Any, key: mx.array) -> SharedPair:
         key_a, key_b = mx.random.split(key)
         n, m = max(map(in_features, bases)), max(map(out_features, bases))
         return SharedPair(
@@ -48,22 +48,22 @@ class VeRA(Adapter):
         )
 
     @classmethod
-    def from_base(cls, base: nn.Module, config: Any, key: mx.array, site: Site) -> Self:
+    def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         assert site.owner is not None
         return cls(site.owner, config.rank, out_features(base), config.d_initial, config.dropout)
 
     @classmethod
-    def num_parameters(cls, base: nn.Module, config: Any, path: str = "") -> int:
+    def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:
         return config.rank + out_features(base)
 
-    def __call__(self, base: nn.Module, x: mx.array) -> mx.array:
+    def __call__(self, base: Any, x: mx.array) -> mx.array:
         y = base(x)
         shared = self.owner.module
         z = (self.dropout(x) @ shared.a[: x.shape[-1]]) * self.d
         z = (z @ shared.b[:, : self.b.shape[0]]) * self.b
         return y + z.astype(y.dtype)
 
-    def fuse(self, base: nn.Module) -> nn.Linear:
+    def fuse(self, base: Any) -> nn.Linear:
         n, m = in_features(base), out_features(base)
         shared = self.owner.module
         delta = ((shared.a[:n] * self.d) @ shared.b[:, :m] * self.b).T
