@@ -1,0 +1,147 @@
+"""Classes with the names and arguments that users of other libraries know; each wraps `attach` around one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import adapter_config
+from .attach import adapter_state, attach, count_parameters, detach, merge
+from .base import AdapterConfig
+
+
+class ModelAdapter:
+    """One adapter for one model: `add_adapter()`, `remove()`, `merge()`.
+
+    Args:
+        model: any module; changed in place by `add_adapter`.
+        config: the method's configuration.
+        target_modules, name, key, train_head: see `attach`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: AdapterConfig,
+        target_modules: str | Sequence[str] | None = None,
+        *,
+        name: str = "default",
+        key: mx.array | None = None,
+        train_head: bool | str = False,
+    ):
+        self.model, self.config, self.target_modules, self.name = model, config, target_modules, name
+        self._options: dict[str, Any] = {"name": name, "key": key, "train_head": train_head}
+        self.num_parameters = count_parameters(model, config, target_modules)
+
+    def add_adapter(self) -> nn.Module:
+        """Attach; the adapter's arrays are then all that is trainable."""
+        self.model = attach(self.model, self.config, self.target_modules, **self._options)
+        return self.model
+
+    def parameters(self) -> dict[str, mx.array]:
+        """The adapter's arrays by path."""
+        return adapter_state(self.model, self.name)
+
+    def remove(self) -> nn.Module:
+        """Detach."""
+        self.model = detach(self.model, self.name)
+        return self.model
+
+    def merge(self, *, dequantize: bool = False) -> nn.Module:
+        """Fold the adapter into the base weights."""
+        self.model = merge(self.model, dequantize=dequantize)
+        return self.model
+
+
+class LoRAAdapter(ModelAdapter):
+    """`LoRAAdapter(model, r=8, lora_alpha=16, lora_dropout=0.1).add_adapter()`"""
+
+    method = "lora"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        r: int = 8,
+        lora_alpha: float = 8.0,
+        lora_dropout: float = 0.0,
+        target_modules: str | Sequence[str] | None = None,
+        **options: Any,
+    ):
+        config = adapter_config(self.method, rank=r, alpha=lora_alpha, dropout=lora_dropout)
+        super().__init__(model, config, target_modules, **options)
+
+
+class DoRAAdapter(LoRAAdapter):
+    """As `LoRAAdapter`, with magnitude and direction apart."""
+
+    method = "dora"
+
+
+class AdaLoRAAdapter(LoRAAdapter):
+    """As `LoRAAdapter`, in SVD form; see `adalora.allot` for the budget."""
+
+    method = "adalora"
+
+
+class BottleneckAdapter(ModelAdapter):
+    """`BottleneckAdapter(model, bottleneck_size=64).add_adapter()`; `placement` is houlsby, pfeiffer or parallel."""
+
+    def __init__(self, model: nn.Module, bottleneck_size: int = 64, placement: str = "houlsby", **options: Any):
+        super().__init__(model, adapter_config(placement, bottleneck=bottleneck_size), **options)
+
+
+class PrefixTuningAdapter(ModelAdapter):
+    """`PrefixTuningAdapter(model, prefix_length=10, hidden_size=512).add_prefix()`
+
+    `hidden_size` is the width of the network that makes the prefixes; `None` trains them directly.
+    """
+
+    def __init__(self, model: nn.Module, prefix_length: int = 10, hidden_size: int | None = None, **options: Any):
+        extra = {} if hidden_size is None else {"hidden": hidden_size}
+        config = adapter_config("prefix_mlp" if extra else "prefix", length=prefix_length, **extra)
+        super().__init__(model, config, **options)
+
+    add_prefix = ModelAdapter.add_adapter
+
+
+class PromptTuningAdapter(ModelAdapter):
+    """`PromptTuningAdapter(model, prompt_length=20).add_prompt()`; with `hidden_size`, P-tuning."""
+
+    def __init__(self, model: nn.Module, prompt_length: int = 20, hidden_size: int | None = None, **options: Any):
+        extra = {} if hidden_size is None else {"hidden": hidden_size}
+        config = adapter_config("p_tuning" if extra else "prompt", length=prompt_length, **extra)
+        super().__init__(model, config, **options)
+
+    add_prompt = ModelAdapter.add_adapter
+
+
+class BitFitAdapter(ModelAdapter):
+    """`BitFitAdapter(model).add_adapter()`"""
+
+    def __init__(self, model: nn.Module, **options: Any):
+        super().__init__(model, adapter_config("bitfit"), **options)
+
+
+class IA3Adapter(ModelAdapter):
+    """`IA3Adapter(model).add_adapter()`"""
+
+    def __init__(self, model: nn.Module, **options: Any):
+        super().__init__(model, adapter_config("ia3"), **options)
+
+
+class CompacterAdapter(ModelAdapter):
+    """`CompacterAdapter(model, divisor=4, bottleneck_size=None).add_adapter()`"""
+
+    def __init__(self, model: nn.Module, divisor: int = 4, bottleneck_size: int | None = None, **options: Any):
+        config = adapter_config("compacter", divisor=divisor, bottleneck=bottleneck_size)
+        super().__init__(model, config, **options)
+
+
+class VeRAAdapter(ModelAdapter):
+    """`VeRAAdapter(model, r=256).add_adapter()`"""
+
+    def __init__(self, model: nn.Module, r: int = 256, **options: Any):
+        super().__init__(model, adapter_config("vera", rank=r), **options)
