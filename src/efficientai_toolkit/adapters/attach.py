@@ -66,17 +66,20 @@ def attach(
         raise AdapterError(f"this model already has an adapter named {name!r}; detach it or choose another name")
     head = _head_path(model, train_head)
     nodes = select(model, config, target_modules, exclude=head)
-    if attached is None:
-        attached = Attached({node.path: set(node.module._no_grad) for node in walk(model)})
-        make_stackable(model)
-
     bases = [node.module for node in nodes]
     shared_key, *keys = mx.random.split(mx.random.key(0) if key is None else key, len(nodes) + 1)
     shared = config.adapter.share(bases, config, shared_key)
     owner = None if shared is None else Owner(shared)
-    for index, node in enumerate(nodes):
+    made = [  # all of them before the first is placed: a failure leaves the model as it was
+        config.adapter.from_base(node.module, config, k, Site(node.path, index, owner))
+        for index, (node, k) in enumerate(zip(nodes, keys, strict=True))
+    ]
+    if attached is None:
+        attached = Attached({node.path: set(node.module._no_grad) for node in walk(model)})
+        make_stackable(model)
+    for node, adapter in zip(nodes, made, strict=True):
         slot, model = _slot(model, node)
-        slot.adapters[name] = config.adapter.from_base(node.module, config, keys[index], Site(node.path, index, owner))
+        slot.adapters[name] = adapter
     if shared is not None:
         model[SHARED] = {**model.get(SHARED, {}), name: shared}
     attached.configs[name] = config
