@@ -115,8 +115,8 @@ def training_curves(panels: Mapping[str, Mapping[str, Curve]], title: str) -> Fi
             axis.plot(x, y, color=colour)
             _band(axis, x, y, curve.band, colour, floor=0.0 if metric == "loss" else -np.inf)
             ends.append((x[-1], y[-1], name, colour))
-        _labels_at_ends(axis, ends)
         _metric_axis(axis, metric)
+        _labels_at_ends(axis, ends)
         axis.set_xlabel("meta-iteration")
         axis.set_title(metric)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
@@ -135,7 +135,6 @@ def adaptation_curves(
         axis.plot(x, y, color=colour, marker="o", markersize=4)
         _band(axis, x, y, curve.band, colour, floor=0.0 if metric == "loss" else -np.inf)
         ends.append((x[-1], y[-1], name, colour))
-    _labels_at_ends(axis, ends if len(ends) > 1 else [])
     if trained_steps is not None:
         axis.axvline(trained_steps, color=VERMILION, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         axis.annotate(
@@ -143,6 +142,7 @@ def adaptation_curves(
             textcoords="offset points", color=VERMILION, fontsize=8.5,
         )  # fmt: skip
     _metric_axis(axis, metric)
+    _labels_at_ends(axis, ends if len(ends) > 1 else [])
     axis.set_ylabel(f"{metric} on the query")
     axis.set_xlabel("inner steps on the support")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -196,6 +196,7 @@ def metric_distribution(before: np.ndarray, after: np.ndarray, metric: str, titl
         axis.annotate(
             f"{name}: mean {_number(at, metric)}", (at, top * height), (5 if left else -5, 0),
             textcoords="offset points", ha="left" if left else "right", color=_dark(colour), fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
     if metric == "accuracy":
         axis.xaxis.set_major_formatter(PercentFormatter(1))
@@ -267,14 +268,14 @@ def image_task(task: ImageTask, title: str, names: Sequence[str] | None = None, 
                     f"taken for {names[int(task.predicted[index])].removeprefix('class ')}",
                     loc="center", fontsize=7, color=VERMILION, pad=2,
                 )  # fmt: skip
-    axes[0, 0].annotate("support", (0, 1.06), xycoords="axes fraction", va="bottom", fontsize=9.5, color=INK)
+    axes[0, 0].annotate("support", (0, 1.22), xycoords="axes fraction", va="bottom", fontsize=9.5, color=INK)
     axes[0, shots + 1].annotate("query", (0, 1.22), xycoords="axes fraction", va="bottom", fontsize=9.5, color=INK)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     return figure
 
 
 @styled
-def comparison(curves: Mapping[str, Curve], metric: str, title: str) -> Figure:
+def comparison(curves: Mapping[str, Curve], metric: str, title: str, *, of: str = "examples") -> Figure:
     """The metric against the number of examples, a line a starting point, with 95 % intervals."""
     figure, (axis,) = _panels(1, width=5.8, height=3.6)
     ends = []
@@ -282,13 +283,13 @@ def comparison(curves: Mapping[str, Curve], metric: str, title: str) -> Figure:
         x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
         axis.errorbar(x, y, yerr=curve.band, color=colour, marker="o", markersize=5, capsize=3, elinewidth=1)
         ends.append((x[-1], y[-1], name, colour))
-    _labels_at_ends(axis, ends)
     axis.set_xscale("log")
     shots = sorted({x for curve in curves.values() for x in curve.x})
     axis.set_xticks(shots, [f"{x:g}" for x in shots])
     axis.minorticks_off()
     _metric_axis(axis, metric)
-    axis.set_xlabel("examples (K)")
+    _labels_at_ends(axis, ends)
+    axis.set_xlabel(f"K ({of})")
     axis.set_ylabel(f"{metric} on the query")
     axis.set_title(title, fontweight="bold", fontsize=11.5, pad=12)
     return figure
@@ -319,18 +320,21 @@ def _band(axis: Axes, x: np.ndarray, y: np.ndarray, band: Any, colour: str, floo
 
 
 def _labels_at_ends(axis: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Names at the right ends of the lines, moved apart where they would overlap."""
+    """Names at the right ends of the lines, moved apart where they would overlap; the limits must stand already."""
     ends = sorted((end for end in ends if np.isfinite(end[1])), key=lambda end: end[1])
     if not ends:
         return
-    axis.margins(x=0.02)
-    low, high = axis.get_ylim()
-    gap, at = 0.075 * (high - low), -np.inf
-    for x, y, name, colour in ends:
-        at = max(y, at + gap)
+    axis.get_ylim()  # matplotlib sets the limits when they are asked for
+    to_axes = axis.transData + axis.transAxes.inverted()
+    own = np.array([to_axes.transform((x, y))[1] for x, y, _, _ in ends])
+    at, gap = own.copy(), 0.075
+    for i in range(1, len(at)):
+        at[i] = max(at[i], at[i - 1] + gap)
+    at -= (at - own).mean()
+    for (x, _, name, colour), height in zip(ends, at, strict=True):
         axis.annotate(
-            name, (x, at), (6, 0), textcoords="offset points", va="center", color=_dark(colour), fontsize=9,
-            annotation_clip=False,
+            name, (x, height), (6, 0), xycoords=("data", "axes fraction"), textcoords="offset points", va="center",
+            color=_dark(colour), fontsize=9, annotation_clip=False,
         )  # fmt: skip
 
 

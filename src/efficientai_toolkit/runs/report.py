@@ -99,13 +99,15 @@ def training_panels(run: ExperimentManager) -> dict[str, dict[str, Any]]:
     """Loss, and accuracy where there is one: metric → name → curve, as `plots.training_curves` takes them."""
     from .plots import Curve
 
-    history, panels = run.history(), {}
+    history = run.history()
+    panels: dict[str, dict[str, Any]] = {}
     for metric in ("loss", "accuracy"):
         curves = {}
         for name, key in (("training", f"query_{metric}"), ("validation", f"val_{metric}")):
             if key in history:
                 xs, ys = history[key]
-                band = dict(zip(*history.get(f"{key}_ci95", ([], [])), strict=True))
+                at, spread = history.get(f"{key}_ci95", ([], []))
+                band = dict(zip(at, spread, strict=True))
                 curves[name] = Curve(xs, ys, [band.get(x, 0.0) for x in xs] if band else None)
         if curves:
             panels[metric] = curves

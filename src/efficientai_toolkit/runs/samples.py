@@ -57,8 +57,8 @@ def _regression(learner: MetaLearner, sx: mx.array, sy: mx.array, qx: mx.array, 
     grid = np.linspace(xs.min(), xs.max(), _GRID, dtype=np.float32)
     at = mx.array(grid)[:, None]
     before, after = learner.adapt(sx, sy, num_steps=0)(at), learner.adapt(sx, sy)(at)
-    flat = [np.array(a).ravel() for a in (sx, sy, qx, qy)]
-    return RegressionTask(*flat, grid, np.array(before).ravel(), np.array(after).ravel())
+    arrays = (sx, sy, qx, qy, mx.array(grid), before, after)
+    return RegressionTask(*(np.array(array).ravel() for array in arrays))
 
 
 def _plane(learner: MetaLearner, sx: mx.array, sy: mx.array, qx: mx.array, qy: mx.array) -> PlaneTask:
@@ -71,9 +71,9 @@ def _plane(learner: MetaLearner, sx: mx.array, sy: mx.array, qx: mx.array, qy: m
     models = learner.adapt(sx, sy, num_steps=0), learner.adapt(sx, sy)
     before, after = (np.array(mx.argmax(model(grid), -1)).reshape(_GRID, _GRID) for model in models)
     right = [float(mx.mean(mx.argmax(model(qx), -1) == qy)) for model in models]
-    arrays = [np.array(a) for a in (sx, sy, qx, qy)]
+    points, labels, others, truth = (np.array(a) for a in (sx, sy, qx, qy))
     extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
-    return PlaneTask(*arrays, extent, before, after, (right[0], right[1]))
+    return PlaneTask(points, labels, others, truth, extent, before, after, (right[0], right[1]))
 
 
 def _image(learner: MetaLearner, sx: mx.array, sy: mx.array, qx: mx.array, qy: mx.array) -> ImageTask:

@@ -1,0 +1,71 @@
+"""`compare`: what meta-learning brought, against random initialisation and joint pre-training."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from .options import Checkpoint, DataDir, Device, Json, Set, echo_json, overrides
+
+
+def compare(
+    checkpoint: Checkpoint,
+    shots: Annotated[str, typer.Option("--shots", metavar="1,5,10", help="Numbers of examples K.")] = "1,5,10",
+    episodes: Annotated[int, typer.Option("--episodes", help="Test episodes.")] = 200,
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", help="Of joint pre-training (default: as meta-training had).")
+    ] = None,
+    sets: Set = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """The trained learner against fine-tuning from random weights and from joint pre-training, with a plot."""
+    from ..devices import select_device
+    from ..errors import ConfigurationError
+    from ..recipes.compare import compare_run
+    from ..runs.build import checkpoint_file, restore
+    from ..runs.evaluate import report_path
+    from .evaluate import whole_numbers
+
+    select_device(device)
+    ks = whole_numbers(shots, "--shots")
+    for flag, value in (("--episodes", episodes), ("--iterations", iterations)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{flag} {value}: expected at least 1")
+    path = checkpoint_file(checkpoint)
+    built = restore(path, overrides(sets, data_dir=("paths.data_dir", data_dir)))
+
+    def progress(done: int, of: int) -> None:
+        if done == of or done % max(of // 10, 1) == 0:
+            print(f"joint pre-training: {done} of {of}", file=sys.stderr)
+
+    folder = report_path(path).parent
+    report = compare_run(built, k_shots=ks, episodes=episodes, iterations=iterations, folder=folder, each=progress)
+    if json:
+        echo_json(report)
+        return
+    show(report)
+    print(f"Report: {folder / 'comparison.json'}")
+    print(f"Plot:   {folder / 'plots' / 'comparison.png'}")
+
+
+def show(report: dict[str, Any]) -> None:
+    """A row a K, a column a method."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .evaluate import interval
+
+    kind = "acc" if report["metric"] == "accuracy" else "loss"
+    title = f"{report['metric']} on {report['episodes']} unseen tasks after {report['inner_steps']} inner steps"
+    table = Table(title=title, title_justify="left")
+    table.add_column(f"K ({report['k_counts']})", justify="right")
+    for name in report["results"]:
+        table.add_column(name, justify="right")
+    for k in report["k_shots"]:
+        rows = (rows[str(k)] for rows in report["results"].values())
+        table.add_row(str(k), *(interval(row[kind], row[f"{kind}_ci95"], kind) for row in rows))
+    Console().print(table)
