@@ -187,6 +187,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(whole, tmp_path):
     for name in ("last", "iter_21"):
         path = run / "checkpoints" / f"{name}.npz"
         path.write_bytes(path.read_bytes()[:-100])
+    (run / "checkpoints" / ".best.npz.a1b2").write_bytes(b"the half of a file that a kill left")
     watch = Watch()
     watch.say = said.append
     resume(run, watch=watch)

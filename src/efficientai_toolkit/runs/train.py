@@ -88,6 +88,8 @@ def resume(run: str | Path, overrides: Iterable[Override] = (), *, watch: Watch 
     """
     path, watch = Path(run), watch or Watch()
     manager = ExperimentManager.open(path)
+    for unfinished in (path / "checkpoints").glob(".*.npz.*"):  # a kill came in the middle of a write
+        unfinished.unlink(missing_ok=True)
     config = MetaLearningConfig.from_dict(manager.config, overrides, where=str(path / "config.json"))
     built = build(config)
     newest = newest_checkpoint(path, watch.say)
