@@ -154,6 +154,6 @@ def test_report_of_a_run(tmp_path, families, expected):
     assert page.count("data:image/png;base64,") == len(expected)
     assert not re.search(r"(src|href)='(?!data:)", page)  # one file, nothing to fetch
     assert "prefers-color-scheme: dark" in page
-    test = json.loads((report.html.parent / "test.json").read_text())
+    test = json.loads((report.html.parent / "evaluation.json").read_text())
     assert test["metrics"].keys() == report.evaluation["metrics"].keys()
     assert f"{test['episodes']} tasks it never saw" in page

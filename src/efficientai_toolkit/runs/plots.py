@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..files import replacing
@@ -163,10 +164,10 @@ def predictions(tasks: Sequence[RegressionTask], title: str) -> Figure:
         )
         axis.set_title(f"task {number + 1}")
     handles = [
-        mpl.lines.Line2D([], [], color=FAINT, marker=".", linestyle="", markersize=8, label="truth"),
-        mpl.lines.Line2D([], [], color=VERMILION, marker="o", linestyle="", markersize=5.5, label="support"),
-        mpl.lines.Line2D([], [], color=GREY, linestyle=(0, (4, 2)), linewidth=1.3, label="before"),
-        mpl.lines.Line2D([], [], color=BLUE, label="after adaptation"),
+        Line2D([], [], color=FAINT, marker=".", linestyle="", markersize=8, label="truth"),
+        Line2D([], [], color=VERMILION, marker="o", linestyle="", markersize=5.5, label="support"),
+        Line2D([], [], color=GREY, linestyle=(0, (4, 2)), linewidth=1.3, label="before"),
+        Line2D([], [], color=BLUE, label="after adaptation"),
     ]
     _head(figure, title, handles)
     return figure
@@ -186,7 +187,7 @@ def metric_distribution(before: np.ndarray, after: np.ndarray, metric: str, titl
     named = (("before", before, GREY), ("after", after, BLUE))
     for _, values, colour in named:
         shown = np.clip(values, bins[0], bins[-1])  # the outermost bars hold what is beyond
-        axis.hist(shown, bins=bins, color=colour, alpha=0.55, edgecolor="white", linewidth=0.6)
+        axis.hist(shown, bins=bins.tolist(), color=colour, alpha=0.55, edgecolor="white", linewidth=0.6)
         axis.axvline(values.mean(), color=colour, linewidth=1.6)
     top = axis.get_ylim()[1]
     axis.set_ylim(0, top * 1.24)
@@ -232,9 +233,9 @@ def decision_regions(tasks: Sequence[PlaneTask], title: str) -> Figure:
             axis.grid(visible=False)
             axis.spines[:].set_visible(False)
     handles = [
-        mpl.lines.Line2D([], [], marker="o", linestyle="", markersize=8, markerfacecolor="white",
+        Line2D([], [], marker="o", linestyle="", markersize=8, markerfacecolor="white",
                          markeredgecolor=INK, label="support"),
-        mpl.lines.Line2D([], [], marker="o", linestyle="", markersize=4, color=GREY, label="query"),
+        Line2D([], [], marker="o", linestyle="", markersize=4, color=GREY, label="query"),
     ]  # fmt: skip
     _head(figure, title, handles)
     return figure

@@ -41,7 +41,8 @@ def write_report(
         built = restore(checkpoint_file(manager.path), moved)
     evaluation = evaluate_built(built, episodes=episodes)
     plots = draw_plots(manager, built, evaluation)
-    write_json(manager.path / "test.json", evaluation.report)
+    if not (manager.path / "evaluation.json").is_file():  # that of `evaluate` has more episodes
+        write_json(manager.path / "evaluation.json", evaluation.report)
     page = manager.path / "report.html"
     write_text(page, _page(manager, evaluation.report, plots))
     return Report(page, list(plots), evaluation.report)
@@ -106,8 +107,8 @@ def training_panels(run: ExperimentManager) -> dict[str, dict[str, Any]]:
         for name, key in (("training", f"query_{metric}"), ("validation", f"val_{metric}")):
             if key in history:
                 xs, ys = history[key]
-                at, spread = history.get(f"{key}_ci95", ([], []))
-                band = dict(zip(at, spread, strict=True))
+                spread = f"{key}_ci95"
+                band = dict(zip(*history[spread], strict=True)) if spread in history else {}
                 curves[name] = Curve(xs, ys, [band.get(x, 0.0) for x in xs] if band else None)
         if curves:
             panels[metric] = curves
