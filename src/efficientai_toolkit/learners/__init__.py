@@ -11,14 +11,23 @@ if TYPE_CHECKING:
     from .base import MetaLearner
 
 LEARNERS = {
+    "alpaca": "alpaca:ALPaCALearner",
     "anil": "anil:ANILLearner",
+    "baseline++": "baseline_pp:BaselinePlusPlus",
+    "cavia": "cavia:CAVIALearner",
     "fomaml": "fomaml:FOMAMLLearner",
+    "imaml": "imaml:IMAMLLearner",
+    "leo": "leo:LEOLearner",
     "lslr": "maml_pp:LSLRLearner",
     "maml": "maml:MAMLLearner",
     "maml++": "maml_pp:MAMLPlusPlusLearner",
     "maml_enhanced": "meta_curvature:MAMLEnhancedLearner",
+    "matching": "matching:MatchingNetwork",
     "meta_curvature": "meta_curvature:MetaCurvatureLearner",
     "meta_sgd": "meta_sgd:MetaSGDLearner",
+    "protonet": "protonet:PrototypicalNetwork",
+    "r2d2": "r2d2:R2D2Learner",
+    "relation": "relation:RelationNetwork",
     "reptile": "reptile:ReptileLearner",
 }
 

@@ -46,6 +46,7 @@ class MetaLearner:
     """
 
     algorithm: ClassVar[str]
+    adapts_by_steps: ClassVar[bool] = True  # or in closed form, whatever the number of steps
     per_step_rule: ClassVar[bool] = False  # beyond the trained number of steps, the last step's rates repeat
 
     def __init__(

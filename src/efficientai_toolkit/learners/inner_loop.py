@@ -11,6 +11,7 @@ from .update_rules import RuleParameters, UpdateRule
 
 # From this many steps on, second-order adaptation keeps only each step's weights and recomputes the rest backwards.
 CHECKPOINT_FROM = 8
+SHARE = "/second_order"  # among the rule's arrays, whose names have no slash
 
 
 def inner_loop(
@@ -54,6 +55,8 @@ def inner_loop(
     state = rule.start(fast)
     if checkpoint is None:
         checkpoint = second_order is not False and num_steps >= CHECKPOINT_FROM
+    if isinstance(second_order, mx.array):
+        rule_params = {**rule_params, SHARE: second_order}
     keys: list[mx.array | None] = [None] * num_steps if key is None else list(mx.random.split(key, max(num_steps, 1)))
 
     def one_step(step, fast, state, held, rule_params, x, y, key):
@@ -66,7 +69,8 @@ def inner_loop(
         # of `mlx.nn`, which is a compiled function, cannot be differentiated later where its input is no argument here.
         grads = mx.grad(loss)({**held, **fast}, x, y, key=key)
         if second_order is not True:
-            grads = {path: _partly_stopped(grads[path], second_order) for path in fast}
+            share = rule_params.get(SHARE)
+            grads = {path: _partly_stopped(grads[path], share) for path in fast}
         return rule.update(rule_params, state, grads, fast, step)
 
     if each is not None:
@@ -80,10 +84,10 @@ def inner_loop(
     return {path: fast[path] if path in fast else held[path] for path in params}
 
 
-def _partly_stopped(g: mx.array, share: bool | mx.array) -> mx.array:
-    """g, with `share` (0 or 1) of its gradient."""
+def _partly_stopped(g: mx.array, share: mx.array | None) -> mx.array:
+    """g, with `share` (0 or 1) of its gradient; none of it without."""
     constant = mx.stop_gradient(g)
-    return constant if share is False else constant + share * (g - constant)
+    return constant if share is None else constant + share * (g - constant)
 
 
 def _checkpointed(one_step: Callable, step: int) -> Callable:

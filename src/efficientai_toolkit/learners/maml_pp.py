@@ -118,14 +118,13 @@ class MAMLPlusPlusLearner(MetaLearner):
         self,
         model: nn.Module,
         inner_lr: float = 0.01,
-        outer_lr: Any = 0.001,
+        outer_lr: float = 0.001,
         num_inner_steps: int = 5,
         **options: Any,
     ):
-        cosine = options.get("cosine_iterations")
-        if cosine is not None and not callable(outer_lr):
-            outer_lr = schedule("cosine", outer_lr, cosine, end=0.01 * outer_lr)
-        super().__init__(model, inner_lr, outer_lr, num_inner_steps, **options)
+        over = options.get("cosine_iterations")
+        rate: Any = schedule("cosine", outer_lr, over, end=0.01 * outer_lr) if over else outer_lr
+        super().__init__(model, inner_lr, rate, num_inner_steps, **options)
 
     def build(
         self,

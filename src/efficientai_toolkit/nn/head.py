@@ -23,7 +23,7 @@ def find_head(model: nn.Module, name: str | None = None) -> str:
         return name
     if isinstance(model.get("head"), nn.Module):
         return "head"
-    order = {id(module): number for number, module in enumerate(_in_order(model))}
+    order = {id(module): number for number, module in enumerate(in_order(model))}
     linear = [path for path, m in modules.items() if path and isinstance(m, nn.Linear) and m.trainable_parameters()]
     if not linear:
         raise ModelError(
@@ -33,14 +33,14 @@ def find_head(model: nn.Module, name: str | None = None) -> str:
     return max(linear, key=lambda path: order[id(modules[path])])
 
 
-def _in_order(node: Any):
+def in_order(node: Any):
     """Submodules in the order in which they were assigned (`named_modules` walks a stack, backwards)."""
     children = node.values() if isinstance(node, dict) else node
     for child in children:
         if isinstance(child, nn.Module):
             yield child
         if isinstance(child, (dict, list, tuple)):
-            yield from _in_order(child)
+            yield from in_order(child)
 
 
 class _Reached(Exception):

@@ -1,0 +1,47 @@
+"""`reproduce`: make the table of a paper again, row by row."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import DataDir, Device, Output, Seed
+
+
+def reproduce(
+    table: Annotated[str, typer.Argument(help="sinusoid or omniglot.")],
+    rows: Annotated[list[str] | None, typer.Argument(help="Rows, such as maml-5 or 'maml-*'; all if none.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few iterations, to see that it runs.")] = False,
+    list_rows: Annotated[bool, typer.Option("--list", help="Print the rows' names and stop.")] = False,
+    seed: Seed = None,
+    data_dir: DataDir = None,
+    output: Output = None,
+    device: Device = None,
+) -> None:
+    """Train and evaluate the rows of a table that are not finished yet, and write the table.
+
+    Each row leaves a record; stopped at any moment, the same command goes on from there.
+    """
+    from ..devices import select_device
+    from ..recipes import reproduce as recipes
+    from ..recipes.reproduce.table import run_row, write_table
+    from .progress import watch
+
+    found = recipes.load_table(table)
+    chosen = found.chosen(rows or ())
+    if list_rows:
+        for row in chosen:
+            print(row.name)
+        return
+    select_device(device)
+    folder = (output or Path("experiments")) / f"reproduce_{table}{'_quick' if quick else ''}"
+    for row in chosen:
+        print(f"{row.name}: {row.line}, {row.column}", flush=True)
+        record = run_row(found, row, folder, seed=seed or 0, data_dir=data_dir, quick=quick, watch=watch(sys.stdout))
+        ours = record["ours"]
+        print(f"{row.name}: {ours['metric']} {ours['mean']:.4g} ± {ours['ci95']:.2g}", flush=True)
+        written = write_table(found, folder)
+    print(f"table: {written}")

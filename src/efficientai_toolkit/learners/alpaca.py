@@ -1,0 +1,102 @@
+"""ALPaCA (Harrison, Sharma & Pavone 2018): Bayesian linear regression on meta-learned features."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from ..errors import TaskSamplingError
+from ..nn.losses import is_classification
+from ..tasks.episode import Episode
+from .base import MetaLearner
+from .learner import Learner, mean_gradient, query_metrics
+from .metric import head_shape
+from .r2d2 import solve_spd, with_one
+
+
+def posterior(
+    features: mx.array, targets: mx.array, mean: mx.array, factor: mx.array, noise: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Posterior of W in y = φ W + ε, from the prior W ~ N(`mean`, L Lᵀ) per output and ε ~ N(0, `noise`).
+
+    Args:
+        features, targets, mean, factor: Φ (S, D), Y (S, O), (D, O), and L (D, D).
+
+    Returns:
+        the posterior's mean (D, O) and covariance (D, D), the same for every output.
+    """
+    white = features @ factor  # (S, D)
+    gram = white @ white.T + noise * mx.eye(features.shape[0])
+    solved = solve_spd(gram, mx.concatenate([targets - features @ mean, white], axis=-1))
+    outputs = targets.shape[-1]
+    new_mean = mean + factor @ (white.T @ solved[:, :outputs])
+    covariance = mx.eye(factor.shape[0]) - white.T @ solved[:, outputs:]
+    return new_mean, factor @ covariance @ factor.T
+
+
+class ALPaCALearner(MetaLearner):
+    """Regression by the posterior of the last layer: W | support, in closed form.
+
+    The prior's mean is the model's own head, its covariance L Lᵀ and the noise σ² are learned, and so are the
+    features, through the posterior. There are no inner steps: `num_inner_steps` and `inner_lr` are not used.
+
+    Options:
+        noise: σ² at the start.
+        likelihood: the outer loss is the negative log-likelihood of the query under the predictive distribution, as
+            in the paper; otherwise the loss of the predictive mean alone, and the variance means nothing. (On the
+            sinusoids the likelihood ends with the far lower squared error too.)
+
+    Reference: J. Harrison, A. Sharma, M. Pavone, *Meta-Learning Priors for Efficient Online Bayesian Regression*,
+    WAFR 2018, arXiv:1807.08912. Differs from the paper in: the noise is learned and the same for all outputs; the
+    posterior is computed at once in its dual (Gaussian-process) form, of the support's size.
+    """
+
+    algorithm = "alpaca"
+    adapts_by_steps = False
+
+    def build(self, *, noise: float = 0.1, likelihood: bool = True) -> Learner:
+        weight, bias = head_shape(self._model, self._head)
+
+        def init(params, *, key):
+            width = params[weight].shape[1] + 1
+            return {"model": params, "rule": {"factor": mx.eye(width), "log_noise": mx.log(mx.array(noise))}}
+
+        def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
+            if is_classification(support_y):
+                raise TaskSamplingError("alpaca is for regression and got classes; use r2d2 for those")
+            model, rule = meta["model"], meta["rule"]
+            prior = mx.concatenate([model[weight], model[bias][:, None]], axis=1).T
+            features = with_one(problem.features(model, support_x, key=key))
+            sigma = mx.exp(rule["log_noise"])
+            targets = support_y.reshape(support_y.shape[0], -1)
+            mean, covariance = posterior(features, targets, prior, rule["factor"], sigma)
+            return {"model": model, "mean": mean, "covariance": covariance, "noise": sigma}
+
+        def predict(problem, fast, x, *, key=None):
+            return with_one(problem.features(fast["model"], x, key=key)) @ fast["mean"]
+
+        def meta_grad(learner, problem, meta, stack, *, keys, num_steps, iteration):
+            def task(meta, sx, sy, qx, qy, key):
+                inner, outer = mx.random.split(key)
+                fast = adapt(problem, meta, sx, sy, key=inner, num_steps=0)
+                _, metrics = query_metrics(learner, problem, fast, Episode(sx, sy, qx, qy), outer)
+                mean, variance = predictive(problem, fast, qx)
+                error = mx.square(qy.reshape(mean.shape) - mean)
+                return 0.5 * mx.mean(error / variance + mx.log(variance)), metrics
+
+            return mean_gradient(task, meta, stack, keys)
+
+        learner = Learner(adapt, init, predict)
+        return learner._replace(meta_grad=meta_grad) if likelihood else learner
+
+    def predict_distribution(self, support_x: mx.array, support_y: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Mean (N, O) and variance (N, 1) of the targets at `x` (N, *input), given the support."""
+        problem = self.problem()
+        fast = self.learner.adapt(problem, self.meta, support_x, support_y, key=None, num_steps=0)
+        return predictive(problem, fast, x)
+
+
+def predictive(problem, fast, x: mx.array) -> tuple[mx.array, mx.array]:
+    """Mean (N, O) and variance (N, 1), noise included."""
+    features = with_one(problem.features(fast["model"], x))
+    spread = mx.sum((features @ fast["covariance"]) * features, axis=-1, keepdims=True)
+    return features @ fast["mean"], mx.maximum(spread, 0) + fast["noise"]

@@ -1,0 +1,248 @@
+"""Latent embedding optimisation (Rusu et al. 2019): inner steps in a low-dimensional code of the weights."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..backbones.mlp import MLP
+from ..errors import ConfigurationError, ModelError, TaskSamplingError
+from ..nn.functional import Parameters, functional, trainable
+from ..nn.losses import is_classification
+from ..tasks.episode import Episode
+from .base import MetaLearner
+from .inner_loop import inner_loop
+from .learner import Learner, Problem, mean_gradient, query_metrics
+from .metric import head_shape, one_hot
+from .update_rules import UpdateRule
+
+CODE, NOISE = "/code", "/noise"  # no parameter path has a slash
+
+
+def kl_to_standard_normal(mean: mx.array, std: mx.array) -> mx.array:
+    """KL(N(`mean`, `std`²) ‖ N(0, 1)), summed over the last axis, mean over the others."""
+    return mx.mean(mx.sum(0.5 * (mx.square(mean) + mx.square(std) - 1) - mx.log(std), axis=-1))
+
+
+def decorrelation(rows: mx.array) -> mx.array:
+    """Mean square by which the correlations of the rows (L, P) differ from the identity."""
+    rows = rows * mx.rsqrt(mx.sum(mx.square(rows), axis=-1, keepdims=True) + 1e-12)
+    return mx.mean(mx.square(rows @ rows.T - mx.eye(rows.shape[0])))
+
+
+def _latent_step(rule, state, grads, params, step):
+    return {CODE: params[CODE] - mx.exp(rule["log_rate"]) * grads[CODE]}, state
+
+
+def _finetune_step(rule, state, grads, params, step):
+    return {path: p - mx.exp(rule[f"log_rate.{path}"]) * grads[path] for path, p in params.items()}, state
+
+
+LATENT, FINETUNE = UpdateRule(_latent_step), UpdateRule(_finetune_step)
+
+
+class Target(NamedTuple):
+    """Which weights are decoded, from codes (K, L) each to a row of (K, P)."""
+
+    shapes: dict[str, tuple[int, ...]]  # "all": the model's arrays, K = 1; "head": its weight and bias, K classes
+    per_class: bool
+
+    @property
+    def size(self) -> int:
+        total = sum(math.prod(shape) for shape in self.shapes.values())
+        return total // self.codes
+
+    @property
+    def codes(self) -> int:
+        return next(iter(self.shapes.values()))[0] if self.per_class else 1
+
+    def weights(self, rows: mx.array) -> Parameters:
+        """(K, P) → arrays by path"""
+        arrays, start = {}, 0
+        for path, shape in self.shapes.items():
+            stop = start + math.prod(shape) // self.codes
+            arrays[path], start = rows[:, start:stop].reshape(shape), stop
+        return arrays
+
+
+def encode(nets, arrays: Parameters, pairs_of: mx.array, groups: mx.array) -> tuple[mx.array, mx.array]:
+    """Mean and deviation (K, L) of the codes, from what there is of each example (S, E), in `groups` (K, S).
+
+    The relation network sees every pair of examples; group k's code is the mean over pairs whose first is of k.
+    """
+    encoder, relation = nets
+    z = encoder(_under(arrays, "encoder."), pairs_of)
+    size = z.shape[0]
+    both = [mx.broadcast_to(z[:, None], (size, size, z.shape[-1])), mx.broadcast_to(z[None], (size, size, z.shape[-1]))]
+    pairs = mx.concatenate(both, axis=-1).reshape(size * size, -1)
+    related = mx.mean(relation(_under(arrays, "relation."), pairs).reshape(size, size, -1), axis=1)
+    moments = (groups @ related) / mx.maximum(mx.sum(groups, axis=1, keepdims=True), 1)
+    mean, log_std = mx.split(moments, 2, axis=-1)
+    return mean, mx.exp(mx.clip(log_std, -10, 3))
+
+
+def _under(arrays, prefix):
+    return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+class LEOLearner(MetaLearner):
+    """LEO: a task's support is encoded to a latent code z ~ N(μ, σ²); weights are decoded from z; `num_inner_steps`
+    gradient steps move z, then `finetune_steps` move the decoded weights. Encoder, relation network, decoder, features
+    and all inner rates are meta-learned, on L_query + β KL + γ ‖sg(z′) − z‖² + the decoder's orthogonality penalty.
+
+    Codes and weights are sampled while meta-training; `adapt` and `evaluate` take the means. With
+    `num_inner_steps=0` the latent steps are left out (the paper's ablation).
+
+    Options:
+        decodes: "head": each class has a code, from which its row of the head is decoded (classification on
+            features, as in the paper's images); "all": each task has one code, from its pairs (x, y), and every
+            weight is decoded, as an offset from the model's own (regression).
+        input_dim: size of x, for "all"; by default the model's attribute `input_dim`.
+        latent_dim: size of z.
+        hidden_dim: width of the relation network.
+        finetune_steps: steps in weight space after those in latent space.
+        finetune_lr: the learned rates of fine-tuning at their start; that of the latent steps starts at `inner_lr`.
+        kl_weight, encoder_penalty, orthogonality: β, γ, and the weight of the decoder's penalty.
+
+    Reference: A. Rusu, D. Rao, J. Sygnowski, O. Vinyals, R. Pascanu, S. Osindero, R. Hadsell, *Meta-Learning with
+    Latent Embedding Optimization*, ICLR 2019, arXiv:1807.05960. Differs from the paper in: the head has a bias; the
+    KL is in closed form, not by one sample; fine-tuning has a rate for each array, and rates are learned by their
+    logarithms; features are trained along (freeze them for the paper's setting).
+    """
+
+    algorithm = "leo"
+
+    def build(
+        self,
+        *,
+        decodes: str = "head",
+        input_dim: int | None = None,
+        latent_dim: int = 16,
+        hidden_dim: int = 32,
+        finetune_steps: int = 5,
+        finetune_lr: float = 0.001,
+        kl_weight: float = 0.001,
+        encoder_penalty: float = 1e-9,
+        orthogonality: float = 0.1,
+    ) -> Learner:
+        if decodes not in ("head", "all"):
+            raise ConfigurationError(f"decodes must be 'head' or 'all', got {decodes!r}")
+        weight, bias = head_shape(self._model, self._head)
+        shapes = {path: tuple(p.shape) for path, p in trainable(self._model).items()}
+        per_class = decodes == "head"
+        target = Target({path: shapes[path] for path in (weight, bias)} if per_class else shapes, per_class)
+        if per_class:
+            example_dim = shapes[weight][1]
+        else:
+            given = getattr(self._model, "input_dim", None) if input_dim is None else input_dim
+            if given is None:
+                raise ModelError(
+                    f"LEO encodes pairs (x, y), and {type(self._model).__name__} does not say x's size; "
+                    "give input_dim=…"
+                )
+            example_dim = given + shapes[weight][0]
+        encoder = nn.Linear(example_dim, latent_dim, bias=False)
+        sizes = (2 * latent_dim, 2 * latent_dim, hidden_dim)
+        nets = functional(encoder), functional(MLP(*sizes))
+
+        def init(params, *, key):
+            keys = mx.random.split(key, 4)
+            scale = (2 / (latent_dim + target.size)) ** 0.5
+            relation = trainable(MLP(*sizes, key=keys[1]))
+            relation["head.weight"] = 0.1 * relation["head.weight"]  # deviations begin near 1
+            rule = {
+                "encoder.weight": mx.random.normal((latent_dim, example_dim), key=keys[0]) * example_dim**-0.5,
+                **{f"relation.{path}": p for path, p in relation.items()},
+                "decoder.mean": mx.random.normal((latent_dim, target.size), key=keys[2]) * scale,
+                "decoder.spread": mx.random.normal((latent_dim, target.size), key=keys[3]) * 0.1 * scale,
+                "decoder.log_std": mx.full((target.size,), math.log(0.1 * scale)),
+                "log_rate": mx.array(math.log(self.inner_lr)),
+                **{f"log_rate.{path}": mx.array(math.log(finetune_lr)) for path in target.shapes},
+            }
+            return {"model": params, "rule": rule}
+
+        def decode(p: Parameters) -> Parameters:
+            """The weights of a code; `p` holds code, decoder, noise and the model's own weights."""
+            rows = p[CODE] @ p["/decoder.mean"]
+            if NOISE in p:
+                std = mx.exp(mx.clip(p[CODE] @ p["/decoder.spread"] + p["/decoder.log_std"], -20, 0))
+                rows = rows + std * p[NOISE]
+            decoded = target.weights(rows)
+            if not per_class:
+                decoded = {path: p[path] + offset for path, offset in decoded.items()}
+            return {path: decoded.get(path, value) for path, value in p.items() if not path.startswith("/")}
+
+        def run(problem: Problem, meta, support_x, support_y, *, key, num_steps, each=None, sampled=False):
+            """Fast weights, and the penalties on the way."""
+            model, arrays = meta["model"], meta["rule"]
+            if per_class:
+                if not is_classification(support_y):
+                    raise TaskSamplingError("LEO with decodes='head' is for classes; for regression use decodes='all'")
+                examples = problem.features(model, support_x)
+                groups = one_hot(support_y, target.codes).T
+            else:
+                size = support_x.shape[0]
+                examples = mx.concatenate([support_x.reshape(size, -1), support_y.reshape(size, -1)], axis=-1)
+                groups = mx.ones((1, size))
+            mean, std = encode(nets, arrays, examples, groups)
+            code_key, noise_key, inner_key = mx.random.split(mx.random.key(0) if key is None else key, 3)
+            start = {
+                **model,
+                **{f"/{name}": a for name, a in arrays.items() if name.startswith("decoder.")},
+                CODE: mean,
+            }
+            if sampled:
+                start[CODE] = mean + std * mx.random.normal(mean.shape, key=code_key)
+                start[NOISE] = mx.random.normal((target.codes, target.size), key=noise_key)
+
+            def latent_loss(p, x, y, *, key=None):
+                return problem.loss(decode(p), x, y, key=key)
+
+            def finetuned(p):
+                return inner_loop(
+                    problem.loss,
+                    decode(p),
+                    support_x,
+                    support_y,
+                    rule=FINETUNE,
+                    rule_params=arrays,
+                    num_steps=finetune_steps,
+                    adapts=target.shapes,
+                    key=inner_key,
+                )
+
+            end = inner_loop(
+                latent_loss,
+                start,
+                support_x,
+                support_y,
+                rule=LATENT,
+                rule_params=arrays,
+                num_steps=num_steps,
+                adapts=(CODE,),
+                key=inner_key,
+                each=None if each is None else lambda k, p: each(k, finetuned(p)),
+            )
+            penalty = (
+                kl_weight * kl_to_standard_normal(mean, std)
+                + encoder_penalty * mx.mean(mx.square(mx.stop_gradient(end[CODE]) - start[CODE]))
+                + orthogonality * decorrelation(arrays["decoder.mean"])
+            )
+            return finetuned(end), penalty
+
+        def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
+            return run(problem, meta, support_x, support_y, key=key, num_steps=num_steps, each=each)[0]
+
+        def meta_grad(learner, problem, meta, stack, *, keys, num_steps, iteration):
+            def task(meta, sx, sy, qx, qy, key):
+                inner, outer = mx.random.split(key)
+                fast, penalty = run(problem, meta, sx, sy, key=inner, num_steps=num_steps, sampled=True)
+                loss, metrics = query_metrics(learner, problem, fast, Episode(sx, sy, qx, qy), outer)
+                return loss + penalty, metrics
+
+            return mean_gradient(task, meta, stack, keys)
+
+        return Learner(adapt, init, meta_grad=meta_grad)

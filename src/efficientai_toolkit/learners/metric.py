@@ -1,0 +1,139 @@
+"""Learners whose fast state is not weights share: embeddings, classes as slots, distances, labels of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..errors import ModelError, TaskSamplingError
+from ..nn.functional import Parameters, trainable
+from ..nn.head import find_head
+from ..nn.losses import is_classification
+from ..tasks.episode import Episode
+from .base import MetaLearner
+from .learner import Problem
+
+ABSENT = -1e9  # logit of a class that the support lacks; finite, so that no loss becomes NaN
+
+
+def embedder(model: nn.Module, head: str | None) -> Callable[..., mx.array]:
+    """`embed(problem, params, x, *, key=None)` (N, D): the model's features where it says which they are (a method
+    `features`, or a named head), else its output: then the model is an encoder."""
+    has_features = hasattr(model, "features") or head is not None
+
+    def embed(problem: Problem, params: Parameters, x: mx.array, *, key: mx.array | None = None) -> mx.array:
+        z = (problem.features if has_features else problem.apply)(params, x, key=key)
+        return z.reshape(z.shape[0], -1)
+
+    return embed
+
+
+def embedding_size(model: nn.Module, head: str | None) -> int:
+    """D of `embedder`: what goes into the head of a model with features, what comes out of an encoder's last layer."""
+    path = find_head(model, head)
+    shape = trainable(model).get(f"{path}.weight", mx.array(0)).shape
+    if len(shape) != 2:
+        raise ModelError(f"the size of the embedding cannot be told from {path!r}; give embedding_dim=…")
+    return shape[1] if hasattr(model, "features") or head is not None else shape[0]
+
+
+def head_shape(model: nn.Module, head: str | None) -> tuple[str, str]:
+    """Paths of the head's weight (outputs, inputs) and bias (outputs,)."""
+    path = find_head(model, head)
+    weight, bias = f"{path}.weight", f"{path}.bias"
+    shapes = {name: value.shape for name, value in trainable(model).items()}
+    if len(shapes.get(weight, ())) != 2 or bias not in shapes:
+        raise ModelError(f"the head {path!r} must be a trainable nn.Linear with a bias")
+    return weight, bias
+
+
+def classes(problem: Problem, params: Parameters, support_y: mx.array) -> int:
+    """Slots for classes, fixed for the trace: as many as the support may hold, and as the model's head has."""
+    if not is_classification(support_y):
+        raise TaskSamplingError("this learner is for classification: the targets must be integer classes")
+    outputs = [params[path].shape[0] for path in problem.head_paths]
+    return max([support_y.shape[0], *outputs])
+
+
+def one_hot(y: mx.array, count: int) -> mx.array:
+    """(N,) classes → (N, `count`)"""
+    return (y[:, None] == mx.arange(count)).astype(mx.float32)
+
+
+def ruled_out(support: mx.array) -> mx.array:
+    """(C,) to add to logits: zero, and for classes that `support` (S, C), one-hot, lacks, nearly −∞."""
+    return mx.where(mx.sum(support, axis=0) > 0, 0.0, ABSENT)
+
+
+def class_means(z: mx.array, support: mx.array) -> mx.array:
+    """Mean embedding of each class: (S, D), one-hot (S, C) → (C, D); zero for a class that is absent."""
+    return (support.T @ z) / mx.maximum(mx.sum(support, axis=0), 1)[:, None]
+
+
+def unit(x: mx.array) -> mx.array:
+    """Rows of length 1 (a zero row stays zero)."""
+    return x * mx.rsqrt(mx.sum(mx.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+def squared_distances(a: mx.array, b: mx.array) -> mx.array:
+    """(N, D), (M, D) → (N, M)"""
+    return mx.sum(mx.square(a), -1)[:, None] - 2 * a @ b.T + mx.sum(mx.square(b), -1)
+
+
+def coded(support_y: Any, *others: Any) -> tuple[np.ndarray, list[mx.array]]:
+    """The distinct labels (C,) of a support set, integers or strings, and each set of labels as places among them."""
+    names = np.unique(np.asarray(support_y))
+    places = []
+    for labels in (support_y, *others):
+        labels = np.asarray(labels)
+        place = np.minimum(np.searchsorted(names, labels), len(names) - 1)
+        if not np.array_equal(names[place], labels):
+            missing = next(x for x in labels.ravel() if x not in names)
+            raise TaskSamplingError(f"label {missing!r} of the query is not among those of the support: {list(names)}")
+        places.append(mx.array(place.astype(np.int32)))
+    return names, places
+
+
+class MetricLearner(MetaLearner):
+    """A learner whose fast state is made of the support's embeddings: no inner steps, labels of any kind."""
+
+    adapts_by_steps = False
+
+    def train_episodes(
+        self, episodes: Sequence[Sequence[Any]], *, meta_batch_size: int = 1, num_iterations: int | None = None
+    ) -> dict[str, list[float]]:
+        """Meta-train on episodes (support_x, support_y, query_x, query_y) whose labels are any integers or strings.
+
+        Args:
+            episodes: arrays of MLX or NumPy; the labels may be lists.
+            meta_batch_size: episodes an outer step.
+            num_iterations: outer steps; default: one pass.
+
+        Returns:
+            every metric's history, one value an outer step.
+        """
+        ready = []
+        for sx, sy, qx, qy in episodes:
+            _, (support_y, query_y) = coded(sy, qy)
+            ready.append(Episode(mx.array(sx), support_y, mx.array(qx), query_y))
+        return self.meta_train(ready, num_iterations=num_iterations, meta_batch_size=meta_batch_size)
+
+    def classify(self, query_samples: Any, support_samples: Any, support_labels: Any) -> np.ndarray:
+        """The label, one of `support_labels`, of each query sample.
+
+        Args:
+            query_samples: (Q, *input).
+            support_samples: (S, *input).
+            support_labels: (S,) any integers or strings.
+
+        Returns:
+            (Q,) labels.
+        """
+        names, (support_y,) = coded(support_labels)
+        adapted = self.adapt(mx.array(support_samples), support_y)
+        logits = adapted(mx.array(query_samples))
+        return names[np.array(mx.argmax(logits, axis=-1))]
