@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("validate:validate", "This machine"),
     "train": ("train:train", "Meta-learning"),
     "evaluate": ("evaluate:evaluate", "Meta-learning"),
+    "compare": ("compare:compare", "Meta-learning"),
     "report": ("report:report", "Meta-learning"),
     "reproduce": ("reproduce:reproduce", "Meta-learning"),
 }
