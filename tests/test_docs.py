@@ -30,6 +30,8 @@ QUICK = {
     "continual": ["--quick"],
     "melpa": ["--quick"],
 }
+# Images are the long part.
+SMALL = ["--iterations", "3", "--set", "model.hidden_dim=4", "--set", "evaluation.episodes=8"]
 ELSEWHERE = ("uv run pytest", "uv sync", "bash .ci/run", "uv run ruff", "uv run python examples/")
 NEEDS_DATA = ("omniglot", "intents", "clinc", "banking", "mnist")
 
@@ -56,9 +58,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(command: list[str], folder: Path, where: str, **kwargs) -> None:
+def run(command: list[str], folder: Path, where: str, data_dir: Path | None = None) -> None:
     environment = {**os.environ, "MPLBACKEND": "Agg", "COLUMNS": "100"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, **kwargs)
+    if data_dir is not None:
+        environment["EFFICIENTAI_DATA_DIR"] = str(data_dir)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{where}: {shlex.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 
 
@@ -76,7 +80,8 @@ def quickened(line: str) -> list[str] | None:
     assert line.startswith("efficientai-toolkit "), f"a line that no test knows how to run: {line!r}"
     words = shlex.split(line)
     name = words[1].removeprefix("meta-learning-peft:")
-    return [str(Path(sys.executable).parent / "efficientai-toolkit"), *words[1:], *QUICK.get(name, [])]
+    quick = [*QUICK.get(name, []), *(SMALL if name == "train" and "omniglot" in line else [])]
+    return [str(Path(sys.executable).parent / "efficientai-toolkit"), *words[1:], *quick]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -88,7 +93,7 @@ def test_commands(path, folder, data_dir_or_none):
             words = quickened(line)
             if words is None or (data_dir_or_none is None and any(name in line for name in NEEDS_DATA)):
                 continue
-            run(words, folder, f"{path.name}, line {block.line}")
+            run(words, folder, f"{path.name}, line {block.line}", data_dir_or_none)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
