@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Before any test module imports mlx: the same BLAS as in the processes that tests start, hence the same bits.
+import efficientai_toolkit  # noqa: F401
+
 settings.register_profile("toolkit", deadline=None, derandomize=True, database=None)
 settings.load_profile("toolkit")
 
