@@ -17,10 +17,11 @@ import mlx.nn as nn
 from ..nn.layers import Dropout
 from .base import Adapter, AdapterConfig, Site, has_width, kaiming_uniform, linear_from, width_in, width_out
 
+# Written out, as `mlx.nn`'s are compiled, which does not go with every nesting of `vmap` and `grad`.
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "relu": nn.relu,
-    "gelu": nn.gelu,
-    "silu": nn.silu,
+    "relu": lambda x: mx.maximum(x, 0),
+    "gelu": lambda x: x * (1 + mx.erf(x * 2**-0.5)) / 2,
+    "silu": lambda x: x * mx.sigmoid(x),
     "tanh": mx.tanh,
 }
 

@@ -44,7 +44,7 @@ class PTuning(Prompt):
     def tokens(self) -> mx.array:
         x = self.embedding
         for layer in self.layers[:-1]:
-            x = nn.relu(layer(x))
+            x = mx.maximum(layer(x), 0)
         return self.layers[-1](x)
 
 

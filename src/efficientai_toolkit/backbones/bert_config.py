@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.nn as nn
+import mlx.core as mx
 
 from ..errors import ModelError, did_you_mean
 
-ACTIVATIONS = {
-    "gelu": nn.gelu,
-    "gelu_new": nn.gelu_approx,
-    "gelu_pytorch_tanh": nn.gelu_approx,
-    "relu": nn.relu,
-    "silu": nn.silu,
+
+def gelu(x: mx.array) -> mx.array:
+    return x * (1 + mx.erf(x * 2**-0.5)) / 2
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    return x * (1 + mx.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2
+
+
+# Written out: `mlx.nn`'s are compiled functions, and under `vmap` a compiled function fails ("[Compiled] Cannot vmap
+# primitive") on what a closure of an inner gradient captures, as it does where frozen layers lie below an adapter.
+ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": lambda x: mx.maximum(x, 0),
+    "silu": lambda x: x * mx.sigmoid(x),
 }
 
 
