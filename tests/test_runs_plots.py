@@ -88,6 +88,13 @@ def test_distribution_counts_every_finite_task(tmp_path):
     looks_drawn(figure, tmp_path)
 
 
+def test_distribution_of_a_learner_without_steps_has_no_before(tmp_path):
+    figure = plots.metric_distribution(None, RNG.uniform(0.5, 1, 100), "accuracy", "t")
+    assert len(texts(figure)) == 2
+    assert texts(figure)[1].startswith("after: mean")
+    assert sum(patch.get_height() for patch in figure.axes[0].patches) == 100
+
+
 def test_predictions_show_support_and_both_functions(tmp_path):
     grid = np.linspace(-5, 5, 50)
     x = RNG.uniform(-5, 5, 30)

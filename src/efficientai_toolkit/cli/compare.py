@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Checkpoint, DataDir, Device, Json, Set, echo_json, overrides
+from .options import Checkpoint, Config, DataDir, Device, Json, Set, echo_json, load_config, overrides
 
 
 def compare(
     checkpoint: Checkpoint,
+    config: Config = None,
     shots: Annotated[str, typer.Option("--shots", metavar="1,5,10", help="Numbers of examples K.")] = "1,5,10",
     episodes: Annotated[int, typer.Option("--episodes", help="Test episodes.")] = 200,
     iterations: Annotated[
@@ -36,7 +37,8 @@ def compare(
         if value is not None and value < 1:
             raise ConfigurationError(f"{flag} {value}: expected at least 1")
     path = checkpoint_file(checkpoint)
-    built = restore(path, overrides(sets, data_dir=("paths.data_dir", data_dir)))
+    found = overrides(sets, data_dir=("paths.data_dir", data_dir))
+    built = restore(path, found, None if config is None else load_config(config, found))
 
     def progress(done: int, of: int) -> None:
         if done == of or done % max(of // 10, 1) == 0:

@@ -24,6 +24,8 @@ from .baseline import choose_rate, fine_tuner, joint_pretraining, untrained_mode
 Results = dict[int, dict[str, float]]
 # Offered to each baseline, in multiples of the learner's own inner rate; validation tasks choose.
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
+# Of fine-tuning, where nothing says how many and the learner has none.
+_STEPS = 5
 
 
 class BaselineComparison:
@@ -90,7 +92,7 @@ class BaselineComparison:
             `acc` (classification) and `loss` after fine-tuning, `acc_before` and `loss_before` without it, each
             with its `_ci95`.
         """
-        steps = num_steps if num_steps is not None else self.num_steps if self.num_steps is not None else 5
+        steps = num_steps if num_steps is not None else self.num_steps if self.num_steps is not None else _STEPS
         tuner = self._adapter(model, lr or self.lr or 0.01, steps)
         values = tuner.evaluate_per_task(episodes, self.loss_fn, (0, steps))
         report = {}
@@ -103,7 +105,7 @@ class BaselineComparison:
 
     def _measure(self, who: str, model: Any, stacks: list[EpisodeStack], learner: MetaLearner | None) -> dict:
         lr = self.lr or (learner.inner_lr if learner else 0.01)
-        default = learner.num_inner_steps if learner else 5
+        default = learner.num_inner_steps if learner else _STEPS
         steps = self.num_steps if self.num_steps is not None else default
         if isinstance(model, MetaLearner) and self.num_steps is None:
             steps = model.num_inner_steps
@@ -229,7 +231,8 @@ def compare_run(
         raise ConfigurationError(f"K is {list(k_shots)}; expected whole numbers of at least 1, such as 1,5,10")
     test, val = (with_support(tasks, shots[-1]) for tasks in (built.splits.test, built.splits.val))
     per_class = all(test.families[c.task_family].way_and_shot for c in test.configs)
-    steps = learner.num_inner_steps
+    trained = learner.num_inner_steps
+    steps = trained or _STEPS
     total = learner.iteration if iterations is None else iterations
 
     start = untrained_model(built)
@@ -252,15 +255,15 @@ def compare_run(
     stacks = [stack for part in draw(test, episodes) for stack in part]
     results: dict[str, Results] = {"meta-learned": {}, **{name: {} for name in baselines}}
     for k, cut in with_shots(stacks, shots, per_class=per_class).items():
-        values = {"meta-learned": learner.evaluate_per_task(cut, None, (steps,))}
+        values = {"meta-learned": (learner.evaluate_per_task(cut, None, (trained,)), trained)}
         for name, model in baselines.items():
             tuner = fine_tuner(model, chosen[name][k], steps)
-            values[name] = tuner.evaluate_per_task(cut, None, (steps,))
-        for name, found in values.items():
+            values[name] = (tuner.evaluate_per_task(cut, None, (steps,)), steps)
+        for name, (found, after) in values.items():
             row = results[name][k] = {}
             for kind in ("acc", "loss"):
-                if f"step_{steps}_{kind}" in found:
-                    row[kind], row[f"{kind}_ci95"] = mean_ci95(found[f"step_{steps}_{kind}"])
+                if f"step_{after}_{kind}" in found:
+                    row[kind], row[f"{kind}_ci95"] = mean_ci95(found[f"step_{after}_{kind}"])
     metric = "accuracy" if test.is_classification else "loss"
     report = jsonable(
         {
@@ -275,8 +278,8 @@ def compare_run(
             "results": results,
         }
     )
-    trained = config.task_distribution.k_shot
-    report["title"] = _title(report, str(min(shots, key=lambda k: abs(k - trained))))
+    usual = config.task_distribution.k_shot
+    report["title"] = _title(report, str(min(shots, key=lambda k: abs(k - usual))))
     if folder is not None:
         draw_comparison(report, folder / "plots" / "comparison.png")
         write_json(folder / "comparison.json", report)

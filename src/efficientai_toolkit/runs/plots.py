@@ -174,26 +174,31 @@ def predictions(tasks: Sequence[RegressionTask], title: str) -> Figure:
 
 
 @styled
-def metric_distribution(before: np.ndarray, after: np.ndarray, metric: str, title: str) -> Figure:
-    """How the metric spreads over many tasks, before and after adaptation."""
+def metric_distribution(before: np.ndarray | None, after: np.ndarray, metric: str, title: str) -> Figure:
+    """How the metric spreads over many tasks, after adaptation and, where given, before."""
     figure, (axis,) = _panels(1, width=5.6, height=3.3)
-    before, after = (np.asarray(v, float)[np.isfinite(v)] for v in (before, after))
-    both = np.concatenate([before, after])
+    named = [
+        (name, np.asarray(values, float)[np.isfinite(values)], colour)
+        for name, values, colour in (("before", before, GREY), ("after", after, BLUE))
+        if values is not None
+    ]
+    both = np.concatenate([values for _, values, _ in named])
     if metric == "accuracy":
         levels = len(np.unique(np.round(both, 6)))
         bins = np.linspace(0, 1, min(max(levels, 5), 26))
     else:
         bins = np.linspace(0, np.quantile(both, 0.98), 31)
-    named = (("before", before, GREY), ("after", after, BLUE))
     for _, values, colour in named:
         shown = np.clip(values, bins[0], bins[-1])  # the outermost bars hold what is beyond
         axis.hist(shown, bins=bins.tolist(), color=colour, alpha=0.55, edgecolor="white", linewidth=0.6)
         axis.axvline(values.mean(), color=colour, linewidth=1.6)
     top = axis.get_ylim()[1]
     axis.set_ylim(0, top * 1.24)
-    for height, (name, values, colour) in zip((1.16, 1.06), named, strict=True):
+    for height, (name, values, colour) in zip((1.06, 1.16), reversed(named), strict=False):
         at = values.mean()
-        left = at < bins[0] + 0.6 * (bins[-1] - bins[0])
+        # Away from the other line where there is room for the words.
+        share = (at - bins[0]) / (bins[-1] - bins[0])
+        left = share < (0.72 if at >= max(v.mean() for _, v, _ in named) else 0.3)
         axis.annotate(
             f"{name}: mean {_number(at, metric)}", (at, top * height), (5 if left else -5, 0),
             textcoords="offset points", ha="left" if left else "right", color=_dark(colour), fontsize=9,

@@ -66,19 +66,21 @@ def draw_plots(run: ExperimentManager, built: Built, evaluation: Evaluation) -> 
             "After adaptation: training tasks (running mean) and held-out tasks (95 % band).",
         )
     before, after = (evaluation.per_task[f"step_{k}_{short}"] for k in (0, trained))
-    if np.isfinite(after).any() and np.isfinite(before).any():
+    fits = not np.array_equal(before, after)  # a closed form and prototypes have no steps to show
+    if fits and np.isfinite(after).any() and np.isfinite(before).any():
         means = [mean_ci95(evaluation.per_task[f"step_{k}_{short}"]) for k in evaluation.steps]
         curve = plots.Curve(evaluation.steps, [mean for mean, _ in means], [ci95 for _, ci95 in means])
+        title = _gain(before, after, metric, trained)
         figures["adaptation_curve"] = (
-            plots.adaptation_curves(
-                {learner.algorithm: curve}, metric, _gain(before, after, metric, trained), trained_steps=trained
-            ),
+            plots.adaptation_curves({learner.algorithm: curve}, metric, title, trained_steps=trained),
             f"Mean over {report['episodes']} unseen tasks, with its 95 % band.",
         )
+    if np.isfinite(after).any():
         better = (after > before).mean() if short == "acc" else (after < before).mean()
+        title = f"Adaptation helps on {better:.0%} of the unseen tasks" if fits else f"{metric.capitalize()} by task"
         figures[f"{metric}_distribution"] = (
-            plots.metric_distribution(before, after, metric, f"Adaptation helps on {better:.0%} of the unseen tasks"),
-            f"{report['episodes']} unseen tasks, before and after {_steps(trained)}.",
+            plots.metric_distribution(before if fits else None, after, metric, title),
+            f"{report['episodes']} unseen tasks" + (f", before and after {_steps(trained)}." if fits else "."),
         )
     caption = "Tasks that training never saw, from badly to well adapted."
     samples: Any = sample_tasks(learner, tasks, 6 if not tasks.is_classification else 4)

@@ -27,6 +27,8 @@ def sample_tasks(
     what is shown is typical, not lucky.
     """
     shape = tasks.input_shape
+    if not mx.issubdtype(tasks.batch_at(0, 1)[0].support_x.dtype, mx.floating):
+        return []  # tokens
     if not tasks.is_classification:
         if shape != (1,) or tasks.output_dim != 1:
             return []
