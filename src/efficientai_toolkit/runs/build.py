@@ -33,13 +33,47 @@ def build(config: MetaLearningConfig) -> Built:
     learner_class(config.algorithm)  # an unknown name is said before any data is read
     paths, seed = config.paths, config.seed
     data_dir = None if paths.data_dir is None else Path(paths.data_dir).expanduser()
-    splits = build_splits(config.task_distribution, data_dir=data_dir, seed=seed)
+    splits = build_splits(_task_section(config), data_dir=data_dir, seed=seed)
+    _check_kind(config, splits)
     if config.target_accuracy is not None and not splits.train.is_classification:
         raise ConfigurationError(
             "meta_learning.target_accuracy needs classes, and these tasks are regression; use patience"
         )
     output_dim = max(split.output_dim for split in splits)
-    return Built(config, build_learner(config, build_model(config, splits.train.input_shape, output_dim)), splits)
+    model = build_model(config, splits.train.input_shape, output_dim)
+    learner = build_learner(config, model)
+    return Built(config, learner, _cached(model, splits) if config.model.prefix_cache else splits)
+
+
+def _task_section(config: MetaLearningConfig) -> Any:
+    """Section `task_distribution`; texts are cut into tokens as the encoder was trained to read them."""
+    section = config.task_distribution
+    if config.model.backbone != "encoder":
+        return section
+    return section.model_copy(update={"task_params": {"tokenizer": config.model.source, **section.task_params}})
+
+
+def _check_kind(config: MetaLearningConfig, splits: Splits) -> None:
+    name, families = config.model.backbone, ", ".join(config.task_distribution.task_families)
+    texts = splits.train.reads_texts
+    if texts and name != "encoder":
+        raise ConfigurationError(f"model.backbone {name!r} cannot read the texts of {families}; use encoder")
+    if name == "encoder" and not texts:
+        raise ConfigurationError(f"model.backbone 'encoder' reads texts, and {families} has none; use intents, say")
+
+
+def _cached(model: nn.Module, splits: Splits) -> Splits:
+    """`splits` through a cache of the layers below the first adapter, where the model is an encoder that has some."""
+    if not splits.train.reads_texts:
+        return splits
+    from ..backbones.bert import Encoder
+    from ..backbones.frozen_prefix import FrozenPrefix, frozen_layers
+    from ..tasks.storage import user_cache
+
+    if not isinstance(model, Encoder) or not frozen_layers(model):
+        return splits
+    prefix = FrozenPrefix(model, user_cache() / "prefix")
+    return Splits(*(split.through(prefix) for split in splits))
 
 
 def build_model(config: MetaLearningConfig, input_shape: tuple[int, ...], output_dim: int) -> nn.Module:

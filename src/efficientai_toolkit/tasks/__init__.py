@@ -26,6 +26,8 @@ FAMILIES = {
     "fc100": "fc100:FC100",
     "mini_imagenet": "mini_imagenet:MiniImageNet",
     "image_folder": "image_folder:ImageFolder",
+    "intents": "intents:Intents",
+    "text_folder": "text_folder:TextFolder",
 }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +59,7 @@ class TaskDistribution:
         self.seed, self.endless, self.stream = int(seed), bool(endless), stream
         self.families = dict(families or {})
         self._batches = self._episodes = 0
+        self._inputs: Callable[[mx.array], mx.array] | None = None
         self._lock = threading.Lock()
         self._blocks: dict[tuple[int, int], list[_Drawn]] = {}
         if not self.configs:
@@ -86,6 +88,11 @@ class TaskDistribution:
     def is_classification(self) -> bool:
         """Whether the targets are classes."""
         return self.families[self.configs[0].task_family].classification
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the inputs are token ids."""
+        return any(np.issubdtype(kind.input_type, np.integer) for kind in self._used_families().values())
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -133,7 +140,7 @@ class TaskDistribution:
             start, stop = edges[offset], edges[offset + 1]
             if start < stop:
                 packed = cell.family.pack(cell.config, tuple(a[start:stop] for a in arrays))
-                episodes.append(EpisodeStack(*map(mx.array, packed)))
+                episodes.append(EpisodeStack(*self._seen(packed)))
         return episodes
 
     def sample_batch(self, n: int) -> list[EpisodeStack]:
@@ -164,8 +171,18 @@ class TaskDistribution:
         kind = self.families[config.task_family]
         seeds = np.array([self.task_seed(config)], np.uint64)
         arrays = kind.pack(config, kind.draw(config, kind.tasks(config, kind.settings([config]), seeds), rng))
-        sx, sy, qx, qy = (mx.array(a[0]) for a in arrays)
+        sx, sy, qx, qy = self._seen(tuple(a[0] for a in arrays))
         return config, sx, sy, qx, qy
+
+    def through(self, inputs: Callable[[mx.array], mx.array]) -> TaskDistribution:
+        """The same tasks with inputs (…, *input) seen through `inputs`, such as a cache of what is frozen below."""
+        seen = copy.copy(self)
+        seen._inputs = inputs
+        return seen
+
+    def _seen(self, draw: Draw) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        sx, sy, qx, qy = map(mx.array, draw)
+        return (sx, sy, qx, qy) if self._inputs is None else (self._inputs(sx), sy, self._inputs(qx), qy)
 
     def task_seed(self, config: TaskConfig) -> int:
         """The seed that fixes a task."""
@@ -200,6 +217,7 @@ class TaskDistribution:
             )
             for part, share, name in zip(parts, shares, ("train", "held out"), strict=True)
         )
+        train._inputs = held_out._inputs = self._inputs
         return train, held_out
 
     def save(self, path: str | Path) -> None:
@@ -229,11 +247,11 @@ class TaskDistribution:
         )
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_blocks", "_stacks")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_blocks", "_stacks", "_inputs")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._lock, self._blocks = threading.Lock(), {}
+        self._lock, self._blocks, self._inputs = threading.Lock(), {}, None
 
     # Blocks of batches
 

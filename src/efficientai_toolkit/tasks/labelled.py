@@ -1,0 +1,148 @@
+"""Files of texts and labels: CSV, TSV, JSON lines or plain lines, every bad row named by its line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DataError, DataNotFoundError, did_you_mean
+
+_SHOWN = 5  # faults that one error names
+
+
+class Example(NamedTuple):
+    """One text, the line of the file on which it begins, and its label (None where the file has none)."""
+
+    line: int
+    text: str
+    label: str | None
+
+
+def read_examples(path: str | Path, *, labelled: bool = True) -> list[Example]:
+    """The rows of the file `path`, in its order.
+
+    Args:
+        path: `.csv` and `.tsv` with a header `text,label`, `.jsonl` with one object `{"text": …, "label": …}` a line,
+            or, where no labels are needed, any other name with one text a line.
+        labelled: a label is needed in every row; else the column may be missing.
+
+    Raises:
+        DataError: with the line of every bad row (the first five of them).
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataNotFoundError(f"there is no file at {path}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    return parse_examples(data, str(path), path.suffix.lower(), labelled=labelled)
+
+
+def parse_examples(data: bytes, name: str, kind: str, *, labelled: bool = True) -> list[Example]:
+    """`read_examples` of bytes; `name` is for errors, `kind` the suffix that says the format."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{name}, line {line}: not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8"
+        ) from None
+    if not text.strip():
+        raise DataError(f"{name} is empty; expected {'text and label' if labelled else 'a text'} in every row")
+    faults: list[str] = []
+    if kind in (".csv", ".tsv"):
+        rows = _from_csv(text, name, "\t" if kind == ".tsv" else ",", labelled, faults)
+    elif kind in (".jsonl", ".json", ".ndjson"):
+        rows = _from_json_lines(text, labelled, faults)
+    elif labelled:
+        raise DataError(f"{name}: files of texts and labels are .csv, .tsv or .jsonl")
+    else:
+        rows = (Example(i, line, None) for i, line in enumerate(text.splitlines(), 1) if line.strip())
+    examples = []
+    for row in rows:
+        if not row.text.strip():
+            faults.append(f"line {row.line}: the text is empty")
+        elif labelled and not (row.label or "").strip():
+            faults.append(f"line {row.line}: the label is missing")
+        else:
+            examples.append(Example(row.line, row.text, None if row.label is None else row.label.strip()))
+    if faults:
+        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
+        raise DataError(f"{name}: {'; '.join(faults[:_SHOWN])}{more}")
+    if not examples:
+        raise DataError(f"{name} has a header and no rows")
+    return examples
+
+
+def require_classes(examples: list[Example], name: str) -> list[str]:
+    """The labels in order of first appearance; one alone cannot be told from anything.
+
+    Raises:
+        DataError: there is only one.
+    """
+    labels = list(dict.fromkeys(str(example.label) for example in examples))
+    if len(labels) < 2:
+        first, last = examples[0].line, examples[-1].line
+        raise DataError(
+            f"{name}, lines {first} to {last}: every example is {labels[0]!r}; at least two labels are needed"
+        )
+    return labels
+
+
+def _from_csv(text: str, name: str, delimiter: str, labelled: bool, faults: list[str]) -> Iterator[Example]:
+    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=quoting == 0)
+    line = 1
+    try:
+        header = [cell.strip().lower() for cell in next(reader)]
+        _check_header(header, name, labelled)
+        where_text, where_label = header.index("text"), header.index("label") if "label" in header else None
+        line = reader.line_num + 1
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                if len(cells) != len(header):
+                    faults.append(f"line {line}: {len(cells)} columns where the header has {len(header)}")
+                else:
+                    yield Example(line, cells[where_text], None if where_label is None else cells[where_label])
+            line = reader.line_num + 1
+    except csv.Error as error:
+        faults.append(f"line {line}: not valid CSV ({error})")
+
+
+def _check_header(header: list[str], name: str, labelled: bool) -> None:
+    known = ("text", "label")
+    needed = known if labelled else ("text",)
+    wanted = ",".join(needed)
+    for column in header:
+        if column not in known:
+            raise DataError(
+                f"{name}, line 1: unknown column {column!r}{did_you_mean(column, known)}; expected {wanted}"
+            )
+    for column in needed:
+        if header.count(column) != 1:
+            raise DataError(f"{name}, line 1: {header.count(column)} columns {column!r}; expected the header {wanted}")
+
+
+def _from_json_lines(text: str, labelled: bool, faults: list[str]) -> Iterator[Example]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            faults.append(f"line {number}: not valid JSON ({error})")
+            continue
+        if not isinstance(row, dict):
+            faults.append(f"line {number}: {type(row).__name__}, expected an object with text and label")
+        elif unknown := [key for key in row if key not in ("text", "label")]:
+            faults.append(f"line {number}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], ('text', 'label'))}")
+        elif not isinstance(row.get("text", ""), str):
+            faults.append(f"line {number}: text is {row['text']!r}, not a string")
+        else:
+            label = row.get("label")
+            yield Example(number, row.get("text", ""), None if label is None else str(label))

@@ -1,0 +1,61 @@
+"""A user's own texts: one folder a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError, DataNotFoundError
+from .text import Corpus, TextFamily, split_classes
+
+_SPLITS = ("train", "val", "test")
+
+
+class TextFolder(TextFamily):
+    """Texts in a tree `CLASS/….txt`, one text a file.
+
+    The tree is the folder `text_folder/` of the data folder, or the data folder itself. Where its folders are
+    `train/`, `val/` and `test/`, each holds its split's classes; otherwise the classes are split 60 / 20 / 20 in a
+    fixed random order. (Texts in one file of `text,label` are read by the family `intents`.)
+    """
+
+    max_length = 128
+
+    def corpus(self) -> Corpus:
+        root = self.root / "text_folder" if (self.root / "text_folder").is_dir() else self.root
+        ready = all((root / split).is_dir() for split in _SPLITS)
+        tree = {split: _classes(root / split) for split in _SPLITS} if ready else {"": _classes(root)}
+        names, texts, labels, splits = [], [], [], {}
+        for split, classes in tree.items():
+            splits[split] = len(names) + np.arange(len(classes))
+            for name, files in classes.items():
+                labels += [len(names)] * len(files)
+                names.append(f"{split}/{name}" if split else name)
+                texts += map(_text, files)
+        if not ready:
+            splits = split_classes(len(names), "text_folder")
+        return Corpus(texts, np.array(labels), names, splits, [""] * len(names))
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    classes = {
+        child.name: files
+        for child in sorted(folder.iterdir())
+        if child.is_dir() and (files := sorted(child.glob("*.txt")))
+    }
+    if not classes:
+        raise DataNotFoundError(f"no texts in {folder}; expected a folder for each class, with its .txt files in it")
+    return classes
+
+
+def _text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    if not text:
+        raise DataError(f"{path} is empty")
+    return text
