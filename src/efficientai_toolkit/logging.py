@@ -12,11 +12,16 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def setup_logger(
-    name: str = "efficientai_toolkit", log_dir: str | Path | None = None, level: str | int = "INFO"
+    name: str = "efficientai_toolkit",
+    log_dir: str | Path | None = None,
+    level: str | int = "INFO",
+    *,
+    console: bool = True,
 ) -> logging.Logger:
     """The logger `name`, writing to standard error and, where `log_dir` is given, to `log_dir/NAME.log`.
 
-    Calling it again replaces what it set up before, so a line is never written twice.
+    `console=False` leaves standard error out. Calling it again replaces what it set up before, so a line is never
+    written twice.
 
     Raises:
         ConfigurationError: `level` is not a logging level.
@@ -27,7 +32,7 @@ def setup_logger(
         if level.upper() not in known:
             raise ConfigurationError(f"unknown log level {level!r}; known: DEBUG, INFO, WARNING, ERROR, CRITICAL")
         level = known[level.upper()]
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)] if console else []
     if log_dir is not None:
         path = Path(log_dir) / f"{name}.log"
         try:

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from logging import DEBUG, INFO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from ..checkpoint import read_header, read_npz, write_npz
 from ..config import MetaLearningConfig, Override
 from ..errors import CheckpointError, DivergenceError, OutputError
+from ..logging import setup_logger
 from .build import Built, build
 from .experiment import ExperimentManager
 from .trackers import open_trackers
@@ -126,6 +128,8 @@ class _Loop:
         self.run_folder, self.progress, self.watch = run, progress, watch
         self.good: tuple[int, dict, dict] | None = None  # the newest state that is known to be finite
         self.latest = _writable(Path(self.config.paths.checkpoint_dir)) / "best.npz"
+        log = self.config.logging
+        self.log_file = log.log_dir and setup_logger("efficientai_toolkit", log.log_dir, log.log_level, console=False)
         self.trackers = open_trackers(self.config.logging, run, self.learner.iteration)
         self.validation = self.splits.val.batch_at(0, len(self.splits.val))
 
@@ -234,6 +238,8 @@ class _Loop:
         for tracker in self.trackers:
             tracker.log(row)
         self.watch.row(row)
+        if self.log_file:
+            self.log_file.log(INFO if "val_loss" in row else DEBUG, "%s: %s", self.run_folder.path.name, row)
 
     def _seconds(self) -> float:
         return self.progress.seconds + time.perf_counter() - self.started
@@ -274,10 +280,13 @@ class _Loop:
             path = self.run_folder.checkpoint_path("last")
             write_npz(path, self.good[1], self.good[2])
             kept = f"the last good state (iteration {self.good[0]}) is {path}"
-        raise DivergenceError(
+        said = (
             f"{name} became {'NaN' if math.isnan(value) else 'infinite'} at iteration {iteration}; {kept}. "
             "Lower meta_learning.inner_lr or outer_lr, or set meta_learning.gradient_clip"
         )
+        if self.log_file:
+            self.log_file.error("%s: %s", self.run_folder.path.name, said)
+        raise DivergenceError(said)
 
     def _report(self, stopped: str | None) -> dict[str, Any]:
         run = self.run_folder
@@ -295,6 +304,8 @@ class _Loop:
             "seconds": round(self._seconds(), 3),
         }
         run.finish(report)
+        if self.log_file:
+            self.log_file.info("%s: %s after %d iterations", run.path.name, report["stopped"], report["iterations"])
         return report
 
 
