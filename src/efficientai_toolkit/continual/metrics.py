@@ -1,0 +1,92 @@
+"""What continual learning is judged by, from the accuracy matrix R.
+
+R[i, j] is the accuracy on the test set of context j after contexts 0 … i have been learned. A row that was not
+measured is NaN. Reference: Lopez-Paz & Ranzato (2017), GEM; Chaudhry et al. (2018), RWalk; Riemer et al. (2019), MER.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def average_accuracy(matrix: ArrayLike) -> float:
+    """mean_j R[T, j]"""
+    return float(np.mean(np.asarray(matrix, float)[-1]))
+
+
+def backward_transfer(matrix: ArrayLike) -> float:
+    """mean over j < T of R[T, j] − R[j, j]; negative is forgetting. NaN for one context."""
+    r = np.asarray(matrix, float)
+    return float(np.mean(r[-1, :-1] - np.diag(r)[:-1])) if len(r) > 1 else float("nan")
+
+
+def forward_transfer(matrix: ArrayLike, untrained: ArrayLike) -> float:
+    """mean over j > 0 of R[j − 1, j] − b_j, b (T,) the accuracies before any context was learned."""
+    r = np.asarray(matrix, float)
+    if len(r) < 2:
+        return float("nan")
+    return float(np.mean(np.diag(r, 1) - np.asarray(untrained, float)[1:]))
+
+
+def forgetting(matrix: ArrayLike) -> float:
+    """mean over j < T of max_{i < T} R[i, j] − R[T, j] (Chaudhry et al. 2018)."""
+    r = np.asarray(matrix, float)
+    return float(np.mean(np.max(r[:-1, :-1], axis=0) - r[-1, :-1])) if len(r) > 1 else float("nan")
+
+
+def learning_accuracy(matrix: ArrayLike) -> float:
+    """mean_j R[j, j]: how well each context was learned when its turn came."""
+    return float(np.mean(np.diag(np.asarray(matrix, float))))
+
+
+def steps_to(steps: Sequence[int], accuracies: ArrayLike, target: float) -> int | None:
+    """The first of `steps` at which `accuracies` reach `target`, or None."""
+    reached = np.flatnonzero(np.asarray(accuracies, float) >= target)
+    return int(steps[reached[0]]) if len(reached) else None
+
+
+def adaptation_speed(curves: Sequence[Mapping[str, Sequence[float]]], share: float = 0.9) -> float | None:
+    """Mean over contexts of the steps to `share` of the accuracy that the context ends with.
+
+    Args:
+        curves: of each context, {"steps": …, "accuracy": …}.
+    """
+    counts = [steps_to(c["steps"], c["accuracy"], share * c["accuracy"][-1]) for c in curves]  # type: ignore[arg-type]
+    found = [count for count in counts if count is not None]
+    return float(np.mean(found)) if found else None
+
+
+def summary(matrix: ArrayLike, untrained: ArrayLike | None = None) -> dict[str, float | None]:
+    """All of them; None where a value does not exist."""
+    values = {
+        "average_accuracy": average_accuracy(matrix),
+        "backward_transfer": backward_transfer(matrix),
+        "forward_transfer": float("nan") if untrained is None else forward_transfer(matrix, untrained),
+        "forgetting": forgetting(matrix),
+        "learning_accuracy": learning_accuracy(matrix),
+    }
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """(mean, half-width of the 95 % interval by Student's t); no width for one value."""
+    n = len(values)
+    mean = float(np.mean(values))
+    if n < 2:
+        return mean, None
+    return mean, float(_t975(n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+
+
+# 97.5 % quantiles of Student's t for 1 … 30 degrees of freedom.
+_T975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+def _t975(freedom: int) -> float:
+    return _T975[freedom - 1] if freedom <= len(_T975) else 1.96 + 2.4 / freedom
