@@ -22,6 +22,7 @@ BACKBONES = {
     "encoder": "bert:load_encoder",
     "linear": "mlp:SimpleClassifier",
     "mlp": "mlp:MLP",
+    "resnet12": "resnet12:ResNet12",
 }
 
 

@@ -130,12 +130,11 @@ def run_row(
         "note": row.note,
         "train_seconds": report["seconds"],
         "iterations": report["iterations"],
-        "config": config.to_dict(),
+        "command": f"efficientai-toolkit meta-learning-peft:reproduce {table.name} {row.name}",
+        "config": {name: section for name, section in config.to_dict().items() if name != "paths"},
         "evaluation": found,
-        "system": system_info(seed),
+        "system": {name: value for name, value in system_info(seed).items() if name != "command"},
     }
-    for section_name in ("paths",):  # of this machine, not of the result
-        record["config"].pop(section_name, None)
     write_json(file, record)
     return record
 
