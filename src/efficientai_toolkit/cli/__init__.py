@@ -23,8 +23,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("validate:validate", "This machine"),
     "train": ("train:train", "Meta-learning"),
     "evaluate": ("evaluate:evaluate", "Meta-learning"),
+    "adapt": ("adapt:adapt", "Your own task"),
+    "predict": ("predict:predict", "Your own task"),
     "compare": ("compare:compare", "Meta-learning"),
     "report": ("report:report", "Meta-learning"),
+    "benchmark": ("benchmark:benchmark", "Meta-learning"),
     "reproduce": ("reproduce:reproduce", "Meta-learning"),
 }
 

@@ -1,0 +1,105 @@
+"""`benchmark`: the standard workloads on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import Device, Json, echo_json
+
+
+def benchmark(
+    learners: Annotated[
+        bool, typer.Option("--learners", help="The meta-step of every gradient learner, relative to MAML's.")
+    ] = False,
+    workload: Annotated[
+        list[str] | None, typer.Option("--workload", help="Only this one, by name (repeatable).")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="Of timing, a workload.")] = 3.0,
+    quick: Annotated[bool, typer.Option("--quick", help="Small and short: shows that everything runs.")] = False,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the JSON here, too.")] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Time and memory of a meta-step: GPU and CPU, widths 64 and 256, meta-batches 4 and 8."""
+    import sys
+
+    from ..devices import select_device
+    from ..recipes.benchmark import benchmark as run
+    from ..recipes.benchmark import compare_learners
+
+    select_device(device)
+
+    def note(row: dict[str, Any]) -> None:
+        print(f"{row['name']}: {row['ms']['median']:.3g} ms", file=sys.stderr, flush=True)
+
+    if learners:
+        report = compare_learners(device=device, seconds=seconds, quick=quick, each=note)
+    else:
+        report = run(device=device, seconds=seconds, quick=quick, only=workload or (), each=note)
+    if save is not None:
+        _write(save, report)
+    if json:
+        echo_json(report)
+    else:
+        show(report)
+
+
+def show(report: dict[str, Any]) -> None:
+    """A row a workload and device, or a row a learner."""
+    from rich.console import Console
+    from rich.table import Table
+
+    machine = report["machine"]
+    console = Console()
+    console.print(
+        f"{machine['name']}, {machine['cores']} cores, {machine['blas']}, MLX {report['mlx']}", highlight=False
+    )
+    if "learners" in report:
+        table = Table("learner", "ms a step", "min – max", "÷ MAML", "memory")
+        for row in report["learners"]:
+            table.add_row(row["name"], *_times(row), f"{row['ratio']:.2f}", _megabytes(row))
+        console.print(table)
+        return
+    table = Table("workload", "device", "ms a step", "min – max", "tasks/s", "1000 steps", "memory")
+    for row in report["results"]:
+        table.add_row(
+            row["name"],
+            row["device"],
+            *_times(row),
+            f"{row['tasks_per_s']:,.0f}",
+            _duration(row["s_per_1000"]),
+            _megabytes(row),
+        )
+    console.print(table)
+    for name, title in {row["name"]: row["title"] for row in report["results"]}.items():
+        console.print(f"{name}: {title}", highlight=False)
+    for name, ratio in report["gpu_speedup"].items():
+        console.print(f"{name}: the GPU is {ratio:.1f} × as fast as the CPU", highlight=False)
+
+
+def _times(row: dict[str, Any]) -> tuple[str, str]:
+    ms = row["ms"]
+    return f"{ms['median']:.3g}", f"{ms['min']:.3g} – {ms['max']:.3g}"
+
+
+def _megabytes(row: dict[str, Any]) -> str:
+    return f"{row['peak_bytes'] / 2**20:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    import json
+
+    from ..errors import OutputError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None

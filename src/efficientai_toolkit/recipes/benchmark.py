@@ -1,0 +1,227 @@
+"""The standard workloads on this machine: how long a meta-step takes, and what memory it needs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from .. import __version__
+from ..backbones.conv4 import Conv4
+from ..backbones.mlp import MLP, SimpleClassifier
+from ..devices import device_info, gpu_kind, select_device
+from ..errors import ToolkitError
+from ..learners import LEARNERS, learner_class
+from ..learners.base import MetaLearner
+from ..learners.maml import MAMLLearner
+from ..learners.reptile import ReptileLearner
+from ..tasks.distribution import TaskConfig, TaskDistribution
+from ..tasks.episode import EpisodeStack
+
+Batches = Callable[[int], list[EpisodeStack]]  # iteration -> the meta-batch
+
+
+class Workload(NamedTuple):
+    """A learner and its meta-batches, made anew for every measurement."""
+
+    name: str
+    title: str
+    tasks: int
+    make: Callable[[], tuple[MetaLearner, Batches]]
+
+
+def sinusoid(learner: Callable[..., MetaLearner] = MAMLLearner, **options: Any) -> tuple[MetaLearner, Batches]:
+    """Finn's sinusoids, 25 tasks × (10 + 10), MLP 1-40-40-1, 5 inner steps."""
+    config = TaskConfig("sinusoid", "sinusoid", num_classes=1, input_dim=1, support_size=10, query_size=10)
+    tasks = TaskDistribution([config], endless=True)
+    return learner(MLP(1, 1, 40, 2), 0.001, 0.001, 5, **options), lambda index: tasks.batch_at(index, 25)
+
+
+def images(count: int) -> tuple[MetaLearner, Batches]:
+    """Conv-4 with 64 filters, 5-way 1-shot with one query image a class, 1 inner step, second order."""
+    rng = np.random.default_rng(0)
+    pixels = [mx.array((rng.random((count, 5, 28, 28, 1)) < 0.2).astype(np.float32)) for _ in range(2)]
+    labels = mx.tile(mx.arange(5), (count, 1))
+    stack = EpisodeStack(pixels[0], labels, pixels[1], labels)
+    return MAMLLearner(Conv4(), 0.4, 0.001, 1), lambda index: [stack]
+
+
+def planes(hidden: int, meta_batch: int, query: int) -> tuple[MetaLearner, Batches]:
+    """Reptile on random linear tasks in two dimensions, meta_batch × (5 + query), 5 inner steps."""
+    config = TaskConfig("linear", "linear_classification", support_size=5, query_size=query)
+    tasks = TaskDistribution([config], endless=True)
+    model = SimpleClassifier(2, hidden, 2, 2)
+    return ReptileLearner(model, 0.01, 0.001, 5), lambda index: tasks.batch_at(index, meta_batch)
+
+
+def workloads(quick: bool = False) -> list[Workload]:
+    """The three of `benchmarks/`, then the sizes that the published figures are for; tasks are drawn as they go."""
+    count = 2 if quick else 32
+    conv4 = f"MAML, Conv-4 with 64 filters, {count} tasks × (5 + 5) images, 1 step, second order"
+    standard = [
+        Workload("sinusoid", "MAML, sinusoids, 25 tasks × (10 + 10), MLP 1-40-40-1, 5 steps", 25, sinusoid),
+        Workload("conv4", conv4, count, lambda: images(count)),
+        Workload("reptile", "Reptile, 4 tasks × (5 + 20), MLP 2-64-64-2, 5 steps", 4, lambda: planes(64, 4, 20)),
+    ]
+    sizes = [
+        Workload(
+            f"hidden {hidden}, meta-batch {batch}",
+            f"Reptile, {batch} tasks × (5 + 50), MLP 2-{hidden}-{hidden}-2, 5 steps",
+            batch,
+            lambda hidden=hidden, batch=batch: planes(hidden, batch, 50),
+        )
+        for hidden in (64, 256)
+        for batch in (4, 8)
+    ]
+    return standard + sizes
+
+
+def measure(workload: Workload, seconds: float) -> dict[str, Any]:
+    """Time meta-steps in blocks for about `seconds`, after the first step (which compiles) and a warm-up.
+
+    Returns:
+        `ms` of a meta-step (`median`, `min`, `max` over blocks), `first_step_s`, `tasks_per_s`, `s_per_1000`
+        iterations, `peak_bytes` of MLX's arrays and the last `query_loss`.
+    """
+    learner, batches = workload.make()
+    begin = time.perf_counter()
+    _run(learner, batches, 1)
+    first = time.perf_counter() - begin
+    mx.reset_peak_memory()
+    begin = time.perf_counter()
+    _run(learner, batches, 2)
+    one = (time.perf_counter() - begin) / 2
+    block = max(1, min(200, int(seconds / 10 / one)))
+    times: list[float] = []
+    begin, loss = time.perf_counter(), float("nan")
+    while len(times) < 3 or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        loss = _run(learner, batches, block)
+        times.append((time.perf_counter() - start) / block)
+    typical = statistics.median(times)
+    return {
+        "ms": {"median": typical * 1e3, "min": min(times) * 1e3, "max": max(times) * 1e3},
+        "first_step_s": first,
+        "tasks_per_s": workload.tasks / typical,
+        "s_per_1000": typical * 1e3,
+        "peak_bytes": mx.get_peak_memory(),
+        "query_loss": loss if np.isfinite(loss) else None,
+    }
+
+
+def _run(learner: MetaLearner, batches: Batches, count: int) -> float:
+    """`count` meta-steps as the training loop takes them, at most two in flight; the last query loss."""
+    previous, metrics = None, {}
+    for _ in range(count):
+        metrics = learner.meta_update(batches(learner.iteration))
+        mx.async_eval(learner.meta, metrics)
+        if previous is not None:
+            mx.eval(previous)
+        previous = metrics
+    return float(metrics["query_loss"])
+
+
+def benchmark(
+    *,
+    device: str | None = None,
+    seconds: float = 3.0,
+    quick: bool = False,
+    only: Sequence[str] = (),
+    each: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Every workload on the GPU, where there is one, and on the CPU.
+
+    Args:
+        device: measure this one alone.
+        seconds: of timing, a workload.
+        quick: small and short: it shows that everything runs, and no more.
+        only: names of workloads; all where empty.
+        each: called with every result as it comes.
+    """
+    chosen = [work for work in workloads(quick) if not only or work.name in only]
+    if not chosen:
+        raise ToolkitError(
+            f"no workload is called {', '.join(only)}; there are {', '.join(w.name for w in workloads())}"
+        )
+    seconds = 0.05 if quick else seconds
+    results: list[dict[str, Any]] = []
+    with _device_restored():
+        for where in _devices(device):
+            select_device(where)
+            for work in chosen:
+                row = {"name": work.name, "title": work.title, "device": where, **measure(work, seconds)}
+                results.append(row)
+                if each is not None:
+                    each(row)
+        machine = _machine()
+    return {**machine, "results": results, "gpu_speedup": _speedups(results)}
+
+
+def compare_learners(
+    *,
+    device: str | None = None,
+    seconds: float = 2.0,
+    quick: bool = False,
+    each: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The meta-step of every learner that adapts by steps, on the sinusoid workload, relative to MAML's.
+
+    MAML is measured before each, so that what else the machine does falls on both.
+    """
+    seconds = 0.05 if quick else seconds
+    baseline = Workload("maml", "", 25, sinusoid)
+    rows: list[dict[str, Any]] = []
+    with _device_restored():
+        select_device(_devices(device)[0])
+        for name in sorted(LEARNERS):
+            made = learner_class(name)
+            if not made.adapts_by_steps:
+                continue
+            work = Workload(name, "", 25, lambda made=made: sinusoid(made))
+            try:
+                reference, own = measure(baseline, seconds), measure(work, seconds)
+            except ToolkitError:
+                continue  # it is for classification alone
+            ratio = own["ms"]["median"] / reference["ms"]["median"]
+            row = {"name": name, **own, "ratio": ratio, "ratio_of_min": own["ms"]["min"] / reference["ms"]["min"]}
+            rows.append(row)
+            if each is not None:
+                each(row)
+        machine = _machine()
+    return {**machine, "learners": rows}
+
+
+def _devices(device: str | None) -> list[str]:
+    if device is not None:
+        return [device]
+    return ["gpu", "cpu"] if gpu_kind() else ["cpu"]
+
+
+class _device_restored:
+    """Leaves MLX's default device as it was."""
+
+    def __enter__(self) -> None:
+        self._before = mx.default_device()
+
+    def __exit__(self, *_: object) -> None:
+        mx.set_default_device(self._before)
+
+
+def _machine() -> dict[str, Any]:
+    return {"version": __version__, "mlx": mx.__version__, "machine": device_info()}
+
+
+def _speedups(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Workload → how many times faster the GPU is than the CPU."""
+    return dict(_ratios(results))
+
+
+def _ratios(results: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float]]:
+    by = {(row["name"], row["device"]): row["ms"]["median"] for row in results}
+    for (name, device), ms in by.items():
+        if device == "gpu" and (name, "cpu") in by:
+            yield name, by[name, "cpu"] / ms
