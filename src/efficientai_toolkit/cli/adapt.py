@@ -1,0 +1,65 @@
+"""`adapt`: a meta-trained checkpoint and a few examples of one's own → a small folder that `predict` uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Checkpoint, DataDir, Device, Json, echo_json
+
+
+def adapt(
+    checkpoint: Checkpoint,
+    support: Annotated[
+        Path,
+        typer.Option("--support", help="Your examples: .csv or .jsonl of text,label (numbers: .csv, or .npz of x, y)."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    steps: Annotated[int | None, typer.Option("--steps", help="Inner steps (default: as trained).")] = None,
+    none_of_these: Annotated[
+        bool, typer.Option("--none-of-these", help="Set a threshold below which nothing fits.")
+    ] = False,
+    background: Annotated[
+        Path | None,
+        typer.Option("--background", help="Texts that fit no label, for the threshold (default: CLINC150's)."),
+    ] = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Learn your own labels from a few examples of each: any labels, one example or more."""
+    import time
+
+    from ..devices import select_device
+    from ..errors import ConfigurationError
+    from ..runs.adapted import adapt_checkpoint
+    from .examples import backbone_of, background_of, support_of
+
+    started = time.perf_counter()
+    if steps is not None and steps < 0:
+        raise ConfigurationError(f"--steps is {steps}; expected a whole number of at least 0")
+    select_device(device)
+    texts = backbone_of(checkpoint) == "encoder"
+    inputs, labels = support_of(support, texts)
+    off = background_of(background, data_dir, texts) if none_of_these or background else None
+    adapted = adapt_checkpoint(checkpoint, inputs, labels, num_steps=steps, background=off)
+    adapted.save(output)
+    seconds = time.perf_counter() - started
+    report = {
+        "adapter": str(output),
+        "labels": adapted.labels,
+        "examples": len(labels),
+        "threshold": adapted.threshold,
+        "bytes": sum(file.stat().st_size for file in output.iterdir() if file.is_file()),
+        "seconds": round(seconds, 3),
+    }
+    if json:
+        echo_json(report)
+        return
+    what = f"{len(adapted.labels)} labels" if adapted.labels else "a regression"
+    print(f"Learned {what} from {len(labels)} examples in {seconds:.1f} s: {output} ({report['bytes'] / 1e3:.0f} kB)")
+    if adapted.threshold is not None:
+        print(f"None of these below a score of {adapted.threshold:.3f}")
+    print(f"Use it: efficientai-toolkit meta-learning-peft:predict --adapter {output} --input texts.csv")

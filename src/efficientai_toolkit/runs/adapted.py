@@ -1,0 +1,384 @@
+"""One user's model: a meta-trained checkpoint adapted to their own examples, kept in a folder of kilobytes.
+
+The folder holds `adapted.json` (labels, the base model, the configuration that rebuilds it) and `adapted.npz` (the
+learner's fast state: adapter and head, or prototypes). The base model's weights are not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..checkpoint import read_header, read_npz, write_npz
+from ..config import MetaLearningConfig
+from ..errors import CheckpointError, DataError, DataNotFoundError, ModelError
+from ..files import read_json, write_json
+from ..learners.learner import apply_fast
+from ..nn.functional import trainable, update
+from ..nn.trees import check_fit, flatten
+from .build import build_learner, build_model, checkpoint_file, restore
+
+if TYPE_CHECKING:
+    from ..learners.base import MetaLearner
+
+FORMAT, FORMAT_VERSION = "efficientai-toolkit adapted model", 1
+ABOUT, ARRAYS = "adapted.json", "adapted.npz"
+_BATCH = 32
+_SIZES = ("hidden_size", "num_layers", "vocab_size")
+_FOLDS = 3  # of held-out support examples that a threshold is calibrated on
+
+
+class Loaded(NamedTuple):
+    """A meta-trained learner without the tasks that it was trained on."""
+
+    learner: MetaLearner
+    config: MetaLearningConfig
+    input_shape: tuple[int, ...]
+    output_dim: int
+    classification: bool = True
+
+
+class AdaptedTask:
+    """A learner's fast state on one task, and the labels it tells apart.
+
+    Args:
+        base: the learner; only its structure counts, `fast` holds the rest.
+        fast: what `learner.adapt` gave.
+        labels: of the columns of the predictions; None for regression.
+        threshold: scores below it mean "none of these"; None never says so.
+    """
+
+    def __init__(
+        self,
+        base: Loaded,
+        fast: Any,
+        labels: list[str] | None,
+        threshold: float | None = None,
+        counts: dict[str, int] | None = None,
+    ):
+        self.base, self.learner, self.config, self.fast = base, base.learner, base.config, fast
+        self.labels, self.threshold, self.counts = labels, threshold, counts or {}
+        self.reads_texts = self.config.model.backbone == "encoder"
+        self._inputs = Inputs(self.config)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model with the adapted weights in it (of a metric learner: those of its encoder)."""
+        model = self.learner.model
+        update(model, self.fast if self._is_weights else self.fast.get("model", {}))
+        return model
+
+    @property
+    def _is_weights(self) -> bool:
+        return self.learner.learner.predict is apply_fast
+
+    def outputs(self, inputs: Any) -> mx.array:
+        """Texts (N,) or numbers (N, *input) → logits (N, labels), or targets (N, *output)."""
+        problem, parts = self.learner.problem(), []
+        for start in range(0, len(inputs), _BATCH):
+            x = self._inputs(inputs[start : start + _BATCH])
+            parts.append(self.learner.learner.predict(problem, self.fast, x))
+            mx.eval(parts[-1])
+        out = mx.concatenate(parts)
+        # A metric learner keeps a column for every class that its support could have held.
+        return out if self.labels is None else out[:, : len(self.labels)]
+
+    def predict(self, inputs: Any) -> list[tuple[str | None, float]]:
+        """The label and its probability of every input; None for "none of these"."""
+        if self.labels is None:
+            raise ModelError("this is a regression model, which predicts numbers, not labels; use `outputs`")
+        logits = self.outputs(inputs)
+        probabilities, known = np.array(mx.softmax(logits, axis=-1)), scores(logits) >= (self.threshold or -np.inf)
+        best = probabilities.argmax(1)
+        return [
+            (self.labels[i] if known[row] else None, float(probabilities[row, i]))
+            for row, i in enumerate(best.tolist())
+        ]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder; what a former call wrote there is replaced."""
+        folder = Path(folder)
+        about = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "labels": self.labels,
+            "examples": self.counts,
+            "threshold": self.threshold,
+            "base": _describe(self.base),
+            "config": {name: part for name, part in self.config.to_dict().items() if name not in ("paths", "logging")},
+        }
+        write_npz(folder / ARRAYS, flatten(self.fast), {"labels": self.labels})
+        write_json(folder / ABOUT, about)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, source: str | None = None) -> AdaptedTask:
+        """Read what `save` wrote.
+
+        Args:
+            folder: it.
+            source: where the base model is on this machine, where it differs from where it was.
+
+        Raises:
+            DataNotFoundError, CheckpointError: the folder is not one, is damaged, or is for another base model.
+        """
+        folder = Path(folder)
+        if not (folder / ABOUT).is_file():
+            raise DataNotFoundError(f"{folder} has no {ABOUT}: not a folder that `adapt` wrote")
+        about = read_json(folder / ABOUT)
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise CheckpointError(f"{folder / ABOUT} is of another format; expected one that `adapt` wrote")
+        if about.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{folder / ABOUT} has version {about.get('format_version')!r}; this release reads {FORMAT_VERSION}"
+            )
+        config = MetaLearningConfig.from_dict(about["config"], where=str(folder / ABOUT))
+        if source is not None:
+            config.model.source = source
+        arrays, header = read_npz(folder / ARRAYS)
+        if header.get("labels") != about["labels"]:
+            raise CheckpointError(f"{folder}: {ABOUT} and {ARRAYS} do not belong together; adapt again")
+        shape, outputs = tuple(about["base"]["input_shape"]), about["base"]["output_dim"]
+        base = Loaded(structure(config, shape, outputs), config, shape, outputs, about["labels"] is not None)
+        learner = base.learner
+        _check_base(base, about["base"], folder)
+        fast = _nested(arrays)
+        own = trainable(learner.model)
+        weights = fast if learner.learner.predict is apply_fast else fast.get("model", {})
+        resized = [name for name in weights if name in own and weights[name].shape[1:] == own[name].shape[1:]]
+        expected = {name: weights[name] if name in resized and name.startswith("head.") else own[name] for name in own}
+        check_fit(weights, expected, repr(config.model.source) if config.model.backbone == "encoder" else "this model")
+        return cls(base, fast, about["labels"], about["threshold"], about["examples"])
+
+
+class Inputs:
+    """Texts (or numbers, which stay as they are) as what the configured model takes."""
+
+    def __init__(self, config: MetaLearningConfig):
+        self._encode: Any = None
+        self._config = config
+
+    def __call__(self, inputs: Any) -> mx.array:
+        if self._config.model.backbone != "encoder":
+            return mx.array(np.asarray(inputs, np.float32))
+        from ..pretrained import load_tokenizer
+        from ..tasks.text import BUCKETS
+
+        if self._encode is None:
+            params = self._config.task_distribution.task_params
+            source = params.get("tokenizer", self._config.model.source)
+            self._encode = load_tokenizer(source, max_length=params.get("max_length", 64))
+        ids = self._encode(list(inputs))
+        width = next((b for b in BUCKETS if b >= ids.shape[1]), ids.shape[1])
+        return mx.pad(ids, [(0, 0), (0, width - ids.shape[1])], constant_values=self._encode.pad_id)
+
+
+def adapt_checkpoint(
+    checkpoint: str | Path,
+    inputs: Sequence[Any],
+    labels: Sequence[str],
+    *,
+    num_steps: int | None = None,
+    background: Sequence[Any] | None = None,
+) -> AdaptedTask:
+    """Adapt what `train` saved to a user's own examples.
+
+    Args:
+        checkpoint: a file or a run folder.
+        inputs: texts, or numbers (N, *input).
+        labels: of each, any strings, as many different ones as there are, each with at least one example.
+        num_steps: inner steps; default: as trained.
+        background: inputs that belong to none of the labels; from their scores a "none of these" threshold is set.
+
+    Raises:
+        DataError, ModelError: the examples cannot be learned by this model.
+    """
+    path = checkpoint_file(checkpoint)
+    base = load_learner(path)
+    learner = base.learner
+    x = Inputs(base.config)(inputs)
+    _check_inputs(learner, x, path)
+    if not base.classification:
+        if background is not None:
+            raise ModelError(f"{path} is a regression model: it has no labels, so nothing can be none of them")
+        return AdaptedTask(base, _adapt(learner, x, _targets(labels), num_steps), None)
+    names = list(dict.fromkeys(labels))
+    y = np.array([names.index(label) for label in labels], np.int32)
+    widen_head(learner, len(names))
+    fast = _adapt(learner, x, mx.array(y), num_steps)
+    counts = {name: int((y == i).sum()) for i, name in enumerate(names)}
+    adapted = AdaptedTask(base, fast, names, None, counts)
+    if background is not None:
+        adapted.threshold = calibrate(adapted, x, y, background, num_steps)
+    return adapted
+
+
+def load_learner(path: Path) -> Loaded:
+    """The learner of a checkpoint. For texts no data set is read: what the tasks were does not matter to a new one."""
+    stored = read_header(path).get("config")
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path} holds no configuration (it was made by `save`, not by `train`)")
+    config = MetaLearningConfig.from_dict(stored, where=str(path))
+    if config.model.backbone != "encoder":
+        built = restore(path, config=config)
+        tasks = built.splits.train
+        outputs = max(split.output_dim for split in built.splits)
+        return Loaded(built.learner, config, tasks.input_shape, outputs, tasks.is_classification)
+    section = config.task_distribution
+    shape = (section.task_params.get("max_length", 64),)
+    outputs = max(section.n_way, section.task_params.get("train_n_way", 0))
+    learner = structure(config, shape, outputs)
+    learner.load(path)
+    return Loaded(learner, config, shape, outputs)
+
+
+def structure(config: MetaLearningConfig, input_shape: tuple[int, ...], output_dim: int) -> MetaLearner:
+    """The learner over the model that `config` describes, without its tasks."""
+    return build_learner(config, build_model(config, input_shape, output_dim))
+
+
+def widen_head(learner: MetaLearner, count: int) -> None:
+    """Give a learner that adapts weights a head of `count` classes.
+
+    Where the trained head has another number, every class starts from the mean of its rows: the first inner step
+    then tells the classes apart by their examples alone.
+    """
+    if learner.learner.predict is not apply_fast:
+        return
+    params, paths = learner.meta["model"], learner.problem().head_paths
+    if not paths:
+        head = learner.model.get("head")
+        outputs = head.weight.shape[0] if isinstance(head, nn.Linear) else None
+        if outputs != count:
+            raise ModelError(
+                f"the head of this model is frozen at {outputs} classes, and the examples have {count}; "
+                "train with adapter.train_head: true, or with algorithm protonet"
+            )
+        return
+    for path in paths:
+        array = params[path]
+        if array.shape[0] != count:
+            params[path] = mx.broadcast_to(mx.mean(array, axis=0, keepdims=True), (count, *array.shape[1:]))
+
+
+def scores(logits: mx.array) -> np.ndarray:
+    """(N, C) logits → (N,) how well anything fits: log Σ exp, the energy score (Liu et al. 2020, arXiv:2010.03759)."""
+    return np.array(mx.logsumexp(logits, axis=-1))
+
+
+def calibrate(
+    adapted: AdaptedTask, x: mx.array, y: np.ndarray, background: Sequence[Any], num_steps: int | None = None
+) -> float:
+    """The threshold on `scores` with the best balanced accuracy between examples held out and the background.
+
+    Up to three times one example of every class that has two is held out and scored by a model adapted to the rest.
+    Where no class has two, 19 of 20 background inputs are to be told off.
+    """
+    learner, problem = adapted.learner, adapted.learner.problem()
+    off = scores(adapted.outputs(background))
+    places = np.array([int((y[:i] == label).sum()) for i, label in enumerate(y)])
+    counts = np.bincount(y)
+    known: list[np.ndarray] = []
+    for fold in range(_FOLDS):
+        out = (places == fold) & (counts[y] > 1)
+        if not out.any():
+            break
+        rest, held = mx.array(np.flatnonzero(~out)), mx.array(np.flatnonzero(out))
+        fast = _adapt(learner, x[rest], mx.array(y[~out]), num_steps)
+        logits = learner.learner.predict(problem, fast, x[held])[:, : len(counts)]
+        known.append(scores(logits))
+    if not known:
+        return float(np.quantile(off, 0.95))
+    on = np.concatenate(known)
+    # Between neighbouring scores, so that a threshold is no example's own score.
+    every = np.unique(np.concatenate([on, off]))
+    candidates = (every[1:] + every[:-1]) / 2 if len(every) > 1 else every
+    balanced = [(on >= t).mean() + (off < t).mean() for t in candidates]
+    return float(candidates[int(np.argmax(balanced))])
+
+
+def _describe(base: Loaded) -> dict[str, Any]:
+    """What the base model is, so that another is not taken for it."""
+    about: dict[str, Any] = {"input_shape": list(base.input_shape), "output_dim": base.output_dim}
+    if base.config.model.backbone != "encoder":
+        return {"source": base.config.model.backbone, **about}
+    model: Any = base.learner.model
+    sizes = {name: getattr(model.config, name) for name in _SIZES}
+    return {"source": base.config.model.source, **sizes, "fingerprint": _fingerprint(model), **about}
+
+
+def _fingerprint(model: Any) -> str:
+    """Of the frozen word embeddings: a megabyte of them tells one pre-trained model from another."""
+    embedding = model.embeddings.word_embeddings
+    weight = embedding.base.weight if "base" in embedding else embedding.weight
+    return hashlib.blake2b(np.array(weight[:512].astype(mx.float32)).tobytes(), digest_size=16).hexdigest()
+
+
+def _check_base(loaded: Loaded, base: dict[str, Any], folder: Path) -> None:
+    if loaded.config.model.backbone != "encoder":
+        return
+    model: Any = loaded.learner.model
+    source, here = base.get("source"), loaded.config.model.source
+    for name in _SIZES:
+        if getattr(model.config, name) != base.get(name):
+            raise CheckpointError(
+                f"{folder} was adapted over {source!r} with {name} {base.get(name)}, "
+                f"and {here!r} has {getattr(model.config, name)}"
+            )
+    if _fingerprint(model) != base.get("fingerprint"):
+        raise CheckpointError(f"{folder} was adapted over {source!r}, and the weights of {here!r} are others")
+
+
+def _check_inputs(learner: MetaLearner, x: mx.array, path: Path) -> None:
+    try:
+        mx.eval(learner.problem().apply(learner.meta["model"], x[:1]))
+    except ValueError as error:
+        if isinstance(error, ModelError):
+            raise
+        raise DataError(f"the model of {path} cannot take inputs of shape {tuple(x.shape[1:])} ({error})") from error
+
+
+def _adapt(learner: MetaLearner, x: mx.array, y: mx.array, num_steps: int | None) -> Any:
+    fast = learner.learner.adapt(
+        learner.problem(),
+        learner.meta,
+        x,
+        y,
+        key=mx.random.key(learner.seed),
+        num_steps=learner.num_inner_steps if num_steps is None else num_steps,
+    )
+    mx.eval(fast)
+    return fast
+
+
+def _targets(labels: Sequence[str]) -> mx.array:
+    try:
+        return mx.array(np.array([[float(label)] for label in labels], np.float32))
+    except ValueError:
+        bad = next(label for label in labels if not _is_number(label))
+        raise DataError(f"this is a regression model, and the label {bad!r} is not a number") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _nested(arrays: dict[str, mx.array]) -> Any:
+    """The inverse of `flatten` for trees of mappings."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = array
+    return tree
