@@ -42,6 +42,6 @@ def reproduce(
         print(f"{row.name}: {row.line}, {row.column}", flush=True)
         record = run_row(found, row, folder, seed=seed or 0, data_dir=data_dir, quick=quick, watch=watch(sys.stdout))
         ours = record["ours"]
-        print(f"{row.name}: {ours['metric']} {ours['mean']:.4g} ± {ours['ci95']:.2g}", flush=True)
-        written = write_table(found, folder)
-    print(f"table: {written}")
+        told = "diverged" if ours["mean"] is None else f"{ours['metric']} {ours['mean']:.4g} ± {ours['ci95']:.2g}"
+        print(f"{row.name}: {told}", flush=True)
+        print(f"table: {write_table(found, folder)}", flush=True)

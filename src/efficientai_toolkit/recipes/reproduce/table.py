@@ -56,7 +56,6 @@ class Table:
         base: configuration of every row.
         evaluation: what of `task_distribution` differs when evaluating.
         percent: show accuracy in percent, else the loss.
-        better: "lower" or "higher".
     """
 
     name: str

@@ -1,0 +1,87 @@
+"""Tables of papers: rows resume, records stay, quick ones say so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from efficientai_toolkit import ConfigurationError
+from efficientai_toolkit.learners import LEARNERS
+from efficientai_toolkit.recipes.reproduce import TABLES, load_table
+from efficientai_toolkit.recipes.reproduce.table import markdown, run_row
+from efficientai_toolkit.runs.train import Watch
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_is_a_configuration(name, tmp_path):
+    table = load_table(name)
+    names = [row.name for row in table.rows]
+    assert len(names) == len(set(names)) >= 16
+    for row in table.rows:
+        config = table.config(row, tmp_path, seed=3, data_dir=None, quick=False)
+        assert config.algorithm in LEARNERS
+        assert config.seed == 3
+    with pytest.raises(ConfigurationError, match="maml"):
+        table.chosen(["mamml"])
+    with pytest.raises(ConfigurationError, match="sinusoid"):
+        load_table("sinusoids")
+
+
+class Stop(Watch):
+    """Interrupts a run as Ctrl-C would."""
+
+    def step(self, iteration, latest):
+        if iteration == 7:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupted_row_ends_where_the_uninterrupted_one_does(tmp_path):
+    table = load_table("sinusoid")
+    (row,) = table.chosen(["meta_sgd-5"])
+    with pytest.raises(KeyboardInterrupt):
+        run_row(table, row, tmp_path / "stopped", quick=True, watch=Stop())
+    assert not (tmp_path / "stopped" / "meta_sgd-5.json").exists()
+    resumed = run_row(table, row, tmp_path / "stopped", quick=True)
+    whole = run_row(table, row, tmp_path / "whole", quick=True)
+    assert resumed["ours"] == whole["ours"]
+    assert resumed["evaluation"]["metrics"] == whole["evaluation"]["metrics"]
+    assert len(list((tmp_path / "stopped" / "runs").iterdir())) == 1
+    assert run_row(table, row, tmp_path / "whole", quick=True) == whole  # a finished row is not run again
+
+
+def test_the_command_writes_a_table_that_says_it_was_quick(tmp_path):
+    command = [sys.executable, "-m", "efficientai_toolkit", "reproduce", "sinusoid", "maml-5", "alpaca-*"]
+    done = subprocess.run([*command, "--quick", "--output", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "reproduce_sinusoid_quick"
+    text = (folder / "sinusoid.md").read_text()
+    assert "**Made with `--quick`" in text
+    assert "| 5-shot | 10-shot |" in text
+    assert "(0.686)" in text
+    record = json.loads((folder / "maml-5.json").read_text())
+    assert record["quick"] is True
+    assert "paths" not in record["config"]
+    assert str(tmp_path) not in json.dumps(record)
+    assert record["command"] == "efficientai-toolkit meta-learning-peft:reproduce sinusoid maml-5"
+
+
+def test_a_diverged_row_is_shown_as_such():
+    table = load_table("sinusoid")
+    record = {
+        "row": "maml-5",
+        "line": "MAML",
+        "column": "5-shot",
+        "quick": False,
+        "ours": {"mean": None, "ci95": None, "steps": 1},
+        "paper": 0.686,
+        "source": "",
+        "note": "",
+        "train_seconds": 1.0,
+    }
+    assert "| MAML | diverged | 1 | 1 s |" in markdown(table, [record])
