@@ -165,14 +165,17 @@ class Graphs:
         return 1 if mx.default_device() == mx.cpu else fit
 
     def _measure(self, stack: EpisodeStack, meta: Meta, loss_fn: LossFn | None) -> int:
-        """Peak bytes of one task's meta-gradient, run once without compiling."""
+        """Peak bytes of one task's meta-gradient, run once without compiling; up to a power of two.
+
+        The peak varies by a little from process to process, and the same run must cut its stacks alike.
+        """
         part = tuple(a[:1] for a in stack)
         keys = mx.random.split(mx.random.key(0), 1)
         mx.eval(part, meta, keys)
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         mx.eval(self._gradient(loss_fn)(meta, keys, mx.array(0, dtype=mx.uint32), part))
-        return max(0, mx.get_peak_memory() - before)
+        return 1 << max(0, mx.get_peak_memory() - before).bit_length()
 
 
 def _norm(tree: Any) -> mx.array:
