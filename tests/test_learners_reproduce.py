@@ -83,5 +83,7 @@ def test_a_diverged_row_is_shown_as_such():
         "source": "",
         "note": "",
         "train_seconds": 1.0,
+        "iterations": 100,
+        "config": {"meta_learning": {"outer_lr": 0.01}},
     }
-    assert "| MAML | diverged | 1 | 1 s |" in markdown(table, [record])
+    assert "| MAML | diverged | 1 | 100 at 0.01 | 1 s |" in markdown(table, [record])

@@ -153,13 +153,15 @@ def markdown(table: Table, found: Iterable[Mapping[str, Any]]) -> str:
     text = [f"# {table.title}", "", table.about, ""]
     if any(r["quick"] for r in found):
         text += ["**Made with `--quick`: these numbers show that it runs, and nothing else.**", ""]
-    text += ["| | " + " | ".join(columns) + " | steps | training |", "|---" * (len(columns) + 3) + "|"]
+    text += ["| | " + " | ".join(columns) + " | inner steps | iterations, rate | training |"]
+    text += ["|---" * (len(columns) + 4) + "|"]
     for line in lines:
         own = [cells[line, column] for column in columns if (line, column) in cells]
         shown = [_cell(cells[line, column], table.percent) if (line, column) in cells else "" for column in columns]
         seconds = ", ".join(f"{r['train_seconds']:.0f} s" for r in own)
-        steps = "/".join(dict.fromkeys(str(r["ours"]["steps"]) for r in own))
-        text.append(f"| {line} | " + " | ".join(shown) + f" | {steps} | {seconds} |")
+        steps = ", ".join(dict.fromkeys(str(r["ours"]["steps"]) for r in own))
+        length = ", ".join(dict.fromkeys(_length(r) for r in own))
+        text.append(f"| {line} | " + " | ".join(shown) + f" | {steps} | {length} | {seconds} |")
     notes = dict.fromkeys(f"{r['line']}: {r['note']}" for r in found if r["note"])
     sources = dict.fromkeys(r["source"] for r in found if r["source"])
     text += ["", *(f"* {note}" for note in notes)]
@@ -175,12 +177,16 @@ def write_table(table: Table, folder: Path) -> Path:
     return path
 
 
+def _length(record: Mapping[str, Any]) -> str:
+    return f"{record['iterations']:,} at {record['config']['meta_learning']['outer_lr']:g}"
+
+
 def _cell(record: Mapping[str, Any], percent: bool) -> str:
     mean, ci95, paper = record["ours"]["mean"], record["ours"]["ci95"], record["paper"]
     if mean is None:
         return "diverged"
     if percent:
-        ours = f"**{100 * mean:.2f}** ± {100 * ci95:.2f}"
+        ours = f"**{100 * mean:.2f}**" + ("" if ci95 is None else f" ± {100 * ci95:.2f}")
         return ours if paper is None else f"{ours} ({paper:.2f})"
     digits = 3 if mean >= 0.1 else 4
     ours = f"**{mean:.{digits}f}** ± {ci95:.{digits}f}"

@@ -1,0 +1,130 @@
+"""Three scenarios of continual learning: the protocol of van de Ven, Tuytelaars & Tolias (2022)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...continual.figures import title_of
+from ...continual.run import Plan, run
+from ...files import read_json, write_json
+from ...runs.experiment import system_info
+from ...runs.train import Watch
+from ..continual import plan_of
+from .table import Row, Table
+
+SOURCE = "van de Ven & Tolias 2019 (replay: van de Ven, Tuytelaars & Tolias 2022), means of 20 seeds"
+KINDS = ("task", "domain", "class")
+
+# Published average accuracies in percent, task / domain / class.
+SPLIT: dict[str, tuple[float, float, float]] = {
+    "naive": (87.19, 59.21, 19.90),
+    "ewc": (98.64, 63.95, 20.01),
+    "si": (99.09, 65.36, 19.99),
+    "lwf": (99.57, 71.50, 23.85),
+    "replay": (98.98, 93.75, 88.79),
+    "joint": (99.66, 98.42, 97.94),
+}
+PERMUTED: dict[str, tuple[float | None, ...]] = {
+    "naive": (81.79, 78.51, 17.26),
+    "ewc": (94.74, 94.31, 25.04),
+    "si": (94.75, 95.33, 29.31),
+    "lwf": (69.84, 72.64, 22.64),
+    "replay": (None, None, None),
+    "joint": (97.68, 97.59, 97.59),
+}
+SEEDS = {"split-mnist": 3, "permuted-mnist": 1}
+
+
+def _rows(stream: str, published: dict[str, Any], title: str) -> tuple[Row, ...]:
+    return tuple(
+        Row(
+            name=f"{stream.partition('-')[0]}-{kind}-{strategy}",
+            line=title_of(strategy),
+            column=f"{title}, {kind}-incremental",
+            config={"stream": stream, "kind": kind, "strategy": strategy},
+            paper=values[index],
+            source=SOURCE,
+        )
+        for index, kind in enumerate(KINDS)
+        for strategy, values in published.items()
+    )
+
+
+class ContinualTable(Table):
+    """Rows are strategies in a scenario; each is run with several seeds."""
+
+    def plan(self, row: Row, *, seed: int, quick: bool) -> Plan:
+        """What a row runs."""
+        stream = row.config["stream"]
+        count = 1 if quick else SEEDS[stream]
+        return plan_of(
+            {
+                "stream": stream,
+                "kind": row.config["kind"],
+                "strategies": {row.config["strategy"]: {}},
+                "seeds": range(seed, seed + count),
+                **({"quick": True} if quick else {}),
+            }
+        )
+
+    def run_row(
+        self,
+        row: Row,
+        folder: Path,
+        *,
+        seed: int = 0,
+        data_dir: Path | None = None,
+        quick: bool = False,
+        watch: Watch | None = None,
+    ) -> dict[str, Any]:
+        """Run (or go on with) a row; its record, which is also `folder/ROW.json`."""
+        file = folder / f"{row.name}.json"
+        if file.is_file():
+            return read_json(file)
+        plan = self.plan(row, seed=seed, quick=quick)
+        results = run(
+            plan, folder / "runs" / row.name, data_dir=data_dir, watch=lambda line: print(line, flush=True)
+        )
+        found = results["summary"][row.config["strategy"]]
+        accuracy = found["average_accuracy"]
+        record = {
+            "row": row.name,
+            "line": row.line,
+            "column": row.column,
+            "quick": quick,
+            "ours": {
+                "metric": "accuracy",
+                "mean": accuracy["mean"],
+                "ci95": accuracy["ci95"],
+                "steps": plan.iterations,
+                "seeds": found["seeds"],
+            },
+            "paper": row.paper,
+            "source": row.source,
+            "note": row.note,
+            "train_seconds": found["seconds"]["mean"],
+            "iterations": plan.iterations,
+            "command": f"efficientai-toolkit meta-learning-peft:reproduce {self.name} {row.name}",
+            "config": plan.describe(),
+            "evaluation": {"summary": found, "contexts": results["contexts"], "runs": results["runs"]},
+            "system": {name: value for name, value in system_info(seed).items() if name != "command"},
+        }
+        write_json(file, record)
+        return record
+
+
+TABLE = ContinualTable(
+    name="continual",
+    title="Continual learning",
+    about=(
+        "Average accuracy in percent over all contexts after the last, ± 95 % interval over the seeds; the published "
+        "number in brackets. Split-MNIST: three seeds (order of the digits, weights, batches), five contexts of two "
+        "digits, MLP 784-400-400, 2,000 steps of 128 images a context, Adam at 0.001. Permuted-MNIST: one seed, ten "
+        "contexts, MLP 1024-1000-1000, 5,000 steps, 0.0001. Replay keeps 100 images a class (permuted: 10)."
+    ),
+    base={},
+    evaluation={},
+    rows=(*_rows("split-mnist", SPLIT, "Split"), *_rows("permuted-mnist", PERMUTED, "Permuted")),
+    percent=True,
+)
