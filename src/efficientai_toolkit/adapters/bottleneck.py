@@ -7,23 +7,15 @@ feed-forward, scaled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..nn.activations import ACTIVATIONS
 from ..nn.layers import Dropout
 from .base import Adapter, AdapterConfig, Site, has_width, kaiming_uniform, linear_from, width_in, width_out
-
-# Written out, as `mlx.nn`'s are compiled, which does not go with every nesting of `vmap` and `grad`.
-ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "relu": lambda x: mx.maximum(x, 0),
-    "gelu": lambda x: x * (1 + mx.erf(x * 2**-0.5)) / 2,
-    "silu": lambda x: x * mx.sigmoid(x),
-    "tanh": mx.tanh,
-}
 
 
 class Bottleneck(Adapter):
@@ -92,7 +84,7 @@ class BottleneckConfig(AdapterConfig):
     Args:
         bottleneck: b; `None` takes d / `reduction`.
         reduction: d / b.
-        activation: `relu`, `gelu`, `silu` or `tanh`.
+        activation: `relu`, `gelu`, `gelu_tanh`, `silu` or `tanh`.
         dropout: of the adapter's input.
         scale: s.
     """

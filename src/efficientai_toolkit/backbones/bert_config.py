@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,24 +10,15 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import ModelError, did_you_mean
+from ..nn.activations import gelu, gelu_tanh, relu, silu
 
-
-def gelu(x: mx.array) -> mx.array:
-    return x * (1 + mx.erf(x * 2**-0.5)) / 2
-
-
-def gelu_tanh(x: mx.array) -> mx.array:
-    return x * (1 + mx.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2
-
-
-# Written out: `mlx.nn`'s are compiled functions, and under `vmap` a compiled function fails ("[Compiled] Cannot vmap
-# primitive") on what a closure of an inner gradient captures, as it does where frozen layers lie below an adapter.
+# Transformers' names.
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "gelu": gelu,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
-    "relu": lambda x: mx.maximum(x, 0),
-    "silu": lambda x: x * mx.sigmoid(x),
+    "relu": relu,
+    "silu": silu,
 }
 
 
