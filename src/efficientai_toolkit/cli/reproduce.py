@@ -12,7 +12,7 @@ from .options import DataDir, Device, Output, Seed
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="sinusoid or omniglot.")],
+    table: Annotated[str, typer.Argument(help="sinusoid, omniglot, intents or continual.")],
     rows: Annotated[list[str] | None, typer.Argument(help="Rows, such as maml-5 or 'maml-*'; all if none.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few iterations, to see that it runs.")] = False,
     list_rows: Annotated[bool, typer.Option("--list", help="Print the rows' names and stop.")] = False,
@@ -27,7 +27,6 @@ def reproduce(
     """
     from ..devices import select_device
     from ..recipes import reproduce as recipes
-    from ..recipes.reproduce.table import run_row, write_table
     from .progress import watch
 
     found = recipes.load_table(table)
@@ -40,8 +39,9 @@ def reproduce(
     folder = (output or Path("experiments")) / f"reproduce_{table}{'_quick' if quick else ''}"
     for row in chosen:
         print(f"{row.name}: {row.line}, {row.column}", flush=True)
-        record = run_row(found, row, folder, seed=seed or 0, data_dir=data_dir, quick=quick, watch=watch(sys.stdout))
+        record = found.run(row, folder, seed=seed or 0, data_dir=data_dir, quick=quick, watch=watch(sys.stdout))
         ours = record["ours"]
-        told = "diverged" if ours["mean"] is None else f"{ours['metric']} {ours['mean']:.4g} ± {ours['ci95']:.2g}"
+        half = "" if ours["ci95"] is None else f" ± {ours['ci95']:.2g}"
+        told = "diverged" if ours["mean"] is None else f"{ours['metric']} {ours['mean']:.4g}{half}"
         print(f"{row.name}: {told}", flush=True)
-        print(f"table: {write_table(found, folder)}", flush=True)
+        print(f"table: {found.write(folder)}", flush=True)

@@ -74,6 +74,14 @@ class Table:
                 raise ConfigurationError(f"table {self.name!r} has no row {name!r}{did_you_mean(name, known)}")
         return [row for row in self.rows if not names or any(fnmatch.fnmatch(row.name, name) for name in names)]
 
+    def run(self, row: Row, folder: Path, **options: Any) -> dict[str, Any]:
+        """The record of a row; see `run_row`."""
+        return run_row(self, row, folder, **options)
+
+    def write(self, folder: Path) -> Path:
+        """The table of what is finished; see `write_table`."""
+        return write_table(self, folder)
+
     def config(self, row: Row, folder: Path, *, seed: int, data_dir: Path | None, quick: bool) -> MetaLearningConfig:
         """The whole configuration of a row."""
         place = {"output_dir": str(folder / "runs"), "checkpoint_dir": str(folder / "checkpoints" / row.name)}

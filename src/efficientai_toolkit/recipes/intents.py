@@ -1,0 +1,249 @@
+"""Few-shot intent classification measured alike for every method: the same episodes, whole classes held out.
+
+Methods that embed and compare (prototypes, logistic regression, a trained prototypical network) need every test text
+encoded once; methods that take gradient steps adapt anew in every episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+
+from ..backbones.bert import Encoder
+from ..backbones.frozen_prefix import FrozenPrefix, frozen_layers
+from ..nn.functional import Parameters, functional, trainable
+from ..nn.losses import cross_entropy_loss
+from ..runs.adapted import widen_head
+from ..tasks.base import TaskConfig
+from ..tasks.distribution import TaskDistribution
+from ..tasks.episode import EpisodeStack
+from ..tasks.intents import Intents
+from ..tasks.storage import user_cache
+from ..tasks.text import TextSet, used_length
+
+if TYPE_CHECKING:
+    from ..learners.base import MetaLearner
+
+QUERY = 5  # query texts of each class in an episode
+_BATCH = 32
+
+
+class Setting(NamedTuple):
+    """N-way K-shot."""
+
+    way: int
+    shot: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.way}-way {self.shot}-shot"
+
+
+SETTINGS = (Setting(5, 1), Setting(5, 5), Setting(20, 1), Setting(20, 5))
+
+
+class RowNumbers(Intents):
+    """The family `intents` with the number of a text in its data set in place of the text."""
+
+    def input_shape(self, config: TaskConfig) -> tuple[int, ...]:
+        return ()
+
+    def gather(self, config: TaskConfig, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        return rows.astype(np.int32)
+
+    def pack(self, config: TaskConfig, draw: tuple) -> tuple:
+        return draw
+
+
+class Episodes(NamedTuple):
+    """Numbers of texts, so that every method sees the same episodes; labels are 0 … way − 1 in order."""
+
+    support: np.ndarray  # (episodes, way · shot)
+    query: np.ndarray  # (episodes, way · QUERY)
+    way: int
+
+    def labels(self, part: str) -> np.ndarray:
+        rows = self.support if part == "support" else self.query
+        return np.repeat(np.arange(self.way), rows.shape[1] // self.way)
+
+
+class Bench:
+    """The test classes of one data set.
+
+    Args:
+        dataset: "banking77" or "clinc150".
+        data_dir: parent of the data sets.
+        split: whose classes are drawn from.
+    """
+
+    def __init__(self, dataset: str, data_dir: Path | None = None, *, split: str = "test", **params: Any):
+        self.dataset, self.split = dataset, split
+        self.family = RowNumbers(data_dir)
+        self.params = {"dataset": dataset, "split": split, **params}
+        self.data: TextSet = self.family.data_set(self._config(Setting(2, 1)))
+
+    def episodes(self, setting: Setting, count: int = 600, *, seed: int = 0) -> Episodes:
+        """`count` episodes that depend on the data set, the setting and the seed alone."""
+        name = f"{self.dataset} {self.split} {setting.name}"
+        tasks = TaskDistribution(
+            [self._config(setting)], seed, endless=True, families={"intents": self.family}, stream=name
+        )
+        drawn = [tasks.batch_at(i, 50)[0] for i in range(-(-count // 50))]
+        support, query = (np.concatenate([np.array(d[part]) for d in drawn])[:count] for part in (0, 2))
+        return Episodes(support, query, setting.way)
+
+    def rows(self) -> np.ndarray:
+        """Every text of the split's classes."""
+        return np.concatenate([np.arange(*self.data.starts[c : c + 2]) for c in self.data.splits[self.split]])
+
+    def _config(self, setting: Setting) -> TaskConfig:
+        sizes = {"k_shot": setting.shot, "query_per_class": QUERY}
+        return TaskConfig("episode", "intents", setting.way, task_params={**self.params, **sizes})
+
+
+def encode(model: Encoder, bench: Bench) -> np.ndarray:
+    """Unit features (M, d) of the texts of the split, at their numbers; the other rows are zero."""
+    features = functional(model, "features")
+    step = mx.compile(lambda params, x: features(params, x))
+    params, cached = trainable(model), prefix_of(model)
+    out = np.zeros((len(bench.data.ids), model.config.hidden_size), np.float32)
+    rows = bench.rows()
+    rows = rows[np.argsort((bench.data.ids[rows] != bench.data.pad_id).sum(1), kind="stable")]
+    for start in range(0, len(rows), _BATCH):
+        some = rows[start : start + _BATCH]
+        ids = bench.data.ids[some]
+        ids = ids[:, : used_length(ids, bench.data.pad_id)]
+        # The last batch is filled up, so that it needs no graph of its own.
+        filled = np.concatenate([ids, np.repeat(ids[-1:], _BATCH - len(ids), axis=0)])
+        z = np.array(step(params, cached(mx.array(filled))))[: len(some)]
+        out[some] = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+    return out
+
+
+def prefix_of(model: Encoder) -> Callable[[mx.array], mx.array]:
+    """The cache of the frozen layers, or the identity where none is frozen below the adapters."""
+    layers = frozen_layers(model)
+    if not layers or layers == len(model.layers):  # all frozen: nothing runs twice
+        return lambda ids: ids
+    return FrozenPrefix(model, user_cache() / "prefix")
+
+
+def prototypes(z: np.ndarray, episodes: Episodes) -> np.ndarray:
+    """Accuracy (episodes,) of the nearest class mean by cosine, from unit features (M, d)."""
+    count, shots = len(episodes.support), episodes.support.shape[1] // episodes.way
+    means = z[episodes.support].reshape(count, episodes.way, shots, -1).mean(2)
+    means /= np.maximum(np.linalg.norm(means, axis=-1, keepdims=True), 1e-12)
+    logits = np.einsum("eqd,ecd->eqc", z[episodes.query], means, optimize=True)
+    return (logits.argmax(-1) == episodes.labels("query")).mean(1)
+
+
+def logistic_regression(z: np.ndarray, episodes: Episodes, *, c: float = 1.0) -> np.ndarray:
+    """Accuracy (episodes,) of L2-regularised multinomial logistic regression on unit features (M, d)."""
+    y, truth = episodes.labels("support"), episodes.labels("query")
+    accuracies = []
+    for support, query in zip(episodes.support, episodes.query, strict=True):
+        weight, bias = fit_logistic(z[support], y, episodes.way, c=c)
+        accuracies.append(((z[query] @ weight.T + bias).argmax(1) == truth).mean())
+    return np.array(accuracies)
+
+
+def fit_logistic(x: np.ndarray, y: np.ndarray, classes: int, *, c: float = 1.0, steps: int = 500):
+    """(weight (C, d), bias (C,)) that minimise ½‖weight‖² + c Σ cross entropy; the bias is not penalised.
+
+    Nesterov's accelerated gradient with the step of the bound on the curvature, until the gradient is small.
+    """
+    u, size, axes = np.linalg.svd(x.astype(np.float64), full_matrices=False)  # the weight lies in the span of x
+    design = np.concatenate([u * size, np.ones((len(x), 1))], 1)
+    penalty = np.ones((design.shape[1], 1))
+    penalty[-1] = 0
+    target = np.eye(classes)[y]
+    rate = 1 / (1 + 0.5 * c * np.linalg.norm(design, 2) ** 2)
+    w = previous = np.zeros((design.shape[1], classes))
+    for k in range(steps):
+        ahead = w + k / (k + 3) * (w - previous)
+        logits = design @ ahead
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        gradient = c * design.T @ (p - target) + penalty * ahead
+        if np.abs(gradient).max() < 1e-4 * c:
+            break
+        previous, w = w, ahead - rate * gradient
+    return w[:-1].T @ axes, w[-1]
+
+
+def finetune(
+    model: Encoder, bench: Bench, episodes: Episodes, *, learning_rate: float, num_steps: int = 50
+) -> np.ndarray:
+    """Accuracy (episodes,) after Adam on the support from the model's own start, anew in every episode.
+
+    The head starts at the class means of the support's features (as prototypes do), so that no step is spent on
+    finding it; everything trainable is trained.
+    """
+    apply, features, start = functional(model), functional(model, "features"), trainable(model)
+    cached, y = prefix_of(model), mx.array(episodes.labels("support").astype(np.int32))
+    truth = episodes.labels("query")
+
+    def loss(params: Parameters, x: mx.array) -> mx.array:
+        return cross_entropy_loss(apply(params, x), y)
+
+    gradient = mx.compile(mx.grad(loss))
+    predict = mx.compile(lambda params, x: apply(params, x))
+    accuracies = []
+    for support, query in zip(episodes.support, episodes.query, strict=True):
+        ids = bench.data.ids[np.concatenate([support, query])]
+        x = cached(mx.array(ids[:, : used_length(ids, bench.data.pad_id)]))
+        sx, qx = x[: len(support)], x[len(support) :]
+        params = {**start, **_head(features(start, sx), y, episodes.way)}
+        optimizer = optim.Adam(learning_rate=learning_rate)
+        for _ in range(num_steps):
+            params = optimizer.apply_gradients(gradient(params, sx), params)
+            mx.eval(params, optimizer.state)
+        accuracies.append((np.array(mx.argmax(predict(params, qx), axis=-1)) == truth).mean())
+    return np.array(accuracies)
+
+
+def adapted(learner: MetaLearner, bench: Bench, episodes: Episodes, *, at_once: int = 10) -> np.ndarray:
+    """Accuracy (episodes,) of a learner that adapts by steps, after the trained number of them."""
+    widen_head(learner, episodes.way)
+    cached = prefix_of(learner.model)  # type: ignore[arg-type]
+    sy, qy = (mx.array(episodes.labels(part).astype(np.int32)) for part in ("support", "query"))
+    steps, accuracies = learner.num_inner_steps, []
+    for start in range(0, len(episodes.support), at_once):
+        support, query = (rows[start : start + at_once] for rows in (episodes.support, episodes.query))
+        rows = np.concatenate([support, query], axis=1)
+        ids = bench.data.ids[rows]
+        x = cached(mx.array(ids[..., : used_length(ids, bench.data.pad_id)]))
+        shots = support.shape[1]
+        labels = (mx.broadcast_to(y, (len(support), *y.shape)) for y in (sy, qy))
+        stack = EpisodeStack(x[:, :shots], next(labels), x[:, shots:], next(labels))
+        accuracies.append(learner.evaluate_per_task([stack], None, (steps,))[f"step_{steps}_acc"])
+    return np.concatenate(accuracies)
+
+
+def _head(z: mx.array, y: mx.array, way: int) -> Parameters:
+    """Logits 10 · cosine(z, class mean), up to each row's length: the start of a head."""
+    members = (y[:, None] == mx.arange(way)).astype(z.dtype)
+    means = (members.T @ z) / mx.sum(members, axis=0)[:, None]
+    means = means * mx.rsqrt(mx.sum(mx.square(means), axis=-1, keepdims=True))
+    scale = 10 / mx.mean(mx.linalg.norm(z, axis=-1))
+    return {"head.weight": scale * means, "head.bias": mx.zeros((way,))}
+
+
+def all_classes(
+    z: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, shots: int, seeds: Sequence[int]
+) -> list[float]:
+    """Accuracy on the whole test set of logistic regression on `shots` examples of each of all classes, by seed."""
+    found = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        chosen = np.concatenate(
+            [rng.choice(train[labels[train] == c], shots, replace=False) for c in np.unique(labels[train])]
+        )
+        weight, bias = fit_logistic(z[chosen], labels[chosen], int(labels.max()) + 1)
+        found.append(float(((z[test] @ weight.T + bias).argmax(1) == labels[test]).mean()))
+    return found
