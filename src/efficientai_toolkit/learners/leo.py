@@ -19,7 +19,7 @@ from .learner import Learner, Problem, mean_gradient, query_metrics
 from .metric import head_shape, one_hot
 from .update_rules import UpdateRule
 
-CODE, NOISE = "/code", "/noise"  # no parameter path has a slash
+CODE, DECODER, NOISE = "/code", "/decoder", "/noise"  # no parameter path has a slash
 
 
 def kl_to_standard_normal(mean: mx.array, std: mx.array) -> mx.array:
@@ -109,8 +109,9 @@ class LEOLearner(MetaLearner):
 
     Reference: A. Rusu, D. Rao, J. Sygnowski, O. Vinyals, R. Pascanu, S. Osindero, R. Hadsell, *Meta-Learning with
     Latent Embedding Optimization*, ICLR 2019, arXiv:1807.05960. Differs from the paper in: the head has a bias; the
-    KL is in closed form, not by one sample; fine-tuning has a rate for each array, and rates are learned by their
-    logarithms; features are trained along (freeze them for the paper's setting).
+    KL is in closed form, not by one sample; the decoded weights' deviations do not depend on the code; fine-tuning
+    has a rate for each array, and rates are learned by their logarithms; features are trained along (freeze them for
+    the paper's setting).
     """
 
     algorithm = "leo"
@@ -149,7 +150,7 @@ class LEOLearner(MetaLearner):
         nets = functional(encoder), functional(MLP(*sizes))
 
         def init(params, *, key):
-            keys = mx.random.split(key, 4)
+            keys = mx.random.split(key, 3)
             scale = (2 / (latent_dim + target.size)) ** 0.5
             relation = trainable(MLP(*sizes, key=keys[1]))
             relation["head.weight"] = 0.1 * relation["head.weight"]  # deviations begin near 1
@@ -157,7 +158,6 @@ class LEOLearner(MetaLearner):
                 "encoder.weight": mx.random.normal((latent_dim, example_dim), key=keys[0]) * example_dim**-0.5,
                 **{f"relation.{path}": p for path, p in relation.items()},
                 "decoder.mean": mx.random.normal((latent_dim, target.size), key=keys[2]) * scale,
-                "decoder.spread": mx.random.normal((latent_dim, target.size), key=keys[3]) * 0.1 * scale,
                 "decoder.log_std": mx.full((target.size,), math.log(0.1 * scale)),
                 "log_rate": mx.array(math.log(self.inner_lr)),
                 **{f"log_rate.{path}": mx.array(math.log(finetune_lr)) for path in target.shapes},
@@ -166,11 +166,8 @@ class LEOLearner(MetaLearner):
 
         def decode(p: Parameters) -> Parameters:
             """The weights of a code; `p` holds code, decoder, noise and the model's own weights."""
-            rows = p[CODE] @ p["/decoder.mean"]
-            if NOISE in p:
-                std = mx.exp(mx.clip(p[CODE] @ p["/decoder.spread"] + p["/decoder.log_std"], -20, 0))
-                rows = rows + std * p[NOISE]
-            decoded = target.weights(rows)
+            rows = p[CODE] @ p[DECODER]
+            decoded = target.weights(rows + p[NOISE] if NOISE in p else rows)
             if not per_class:
                 decoded = {path: p[path] + offset for path, offset in decoded.items()}
             return {path: decoded.get(path, value) for path, value in p.items() if not path.startswith("/")}
@@ -189,14 +186,11 @@ class LEOLearner(MetaLearner):
                 groups = mx.ones((1, size))
             mean, std = encode(nets, arrays, examples, groups)
             code_key, noise_key, inner_key = mx.random.split(mx.random.key(0) if key is None else key, 3)
-            start = {
-                **model,
-                **{f"/{name}": a for name, a in arrays.items() if name.startswith("decoder.")},
-                CODE: mean,
-            }
+            start = {**model, DECODER: arrays["decoder.mean"], CODE: mean}
             if sampled:
                 start[CODE] = mean + std * mx.random.normal(mean.shape, key=code_key)
-                start[NOISE] = mx.random.normal((target.codes, target.size), key=noise_key)
+                noise = mx.random.normal((target.codes, target.size), key=noise_key)
+                start[NOISE] = mx.exp(arrays["decoder.log_std"]) * noise
 
             def latent_loss(p, x, y, *, key=None):
                 return problem.loss(decode(p), x, y, key=key)
