@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report:report", "Meta-learning"),
     "benchmark": ("benchmark:benchmark", "Meta-learning"),
     "reproduce": ("reproduce:reproduce", "Meta-learning"),
+    "continual": ("continual:continual", "Continual learning"),
 }
 
 

@@ -62,7 +62,7 @@ class ContinualLearner:
         check(learning_rate, "learning_rate", strict=True)
         if kind not in ("task", "domain", "class"):
             raise ConfigurationError(f"kind={kind!r}: use 'task', 'domain' or 'class'")
-        given = [strategy or Naive()] if isinstance(strategy, Strategy) or not strategy else list(strategy)
+        given: list[Strategy] = [strategy] if isinstance(strategy, Strategy) else list(strategy or [Naive()])
         names = [s.name for s in given]
         if len(set(names)) < len(names):
             raise ConfigurationError(f"a strategy is given twice: {', '.join(names)}")
@@ -178,7 +178,7 @@ class ContinualLearner:
         self._finish(lesson._replace(params=params))
         recent = losses[-_LOOK_EVERY:]
         return {
-            "loss": sum(loss.item() for loss in recent) / len(recent),  # type: ignore[misc]
+            "loss": float(np.mean([np.array(loss) for loss in recent])),
             "accuracy": self.accuracy(x, y, masks_of(lesson.active, mx.array(lesson.contexts))),
             "steps": self.iterations,
         }
@@ -202,7 +202,7 @@ class ContinualLearner:
         for first in range(0, len(y), _TEST_ROWS):
             part = slice(first, first + _TEST_ROWS)
             here = mask[part] if mask.ndim == 2 and mask.shape[0] > 1 else mask
-            correct += self._counts(params, mx.array(x[part]), mx.array(y[part]), here).item()  # type: ignore[operator]
+            correct += int(np.array(self._counts(params, mx.array(x[part]), mx.array(y[part]), here)))
         return correct / len(y)
 
     def evaluate(self, x: Any, y: Any, active: Any = None, context: int | None = None) -> float:
@@ -235,7 +235,7 @@ class ContinualLearner:
         new = unflatten(arrays, expected)
         update(self.model, new["model"])
         self._optimizer_state = new["optimizer"]
-        self.learned = int(arrays["learned"].item())
+        self.learned = int(np.array(arrays["learned"]))
         self._before = arrays.get("before")
         for name, strategy in self.strategies.items():
             own = {

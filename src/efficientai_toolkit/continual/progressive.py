@@ -117,12 +117,12 @@ class ProgressiveNetwork:
     @property
     def num_parameters(self) -> int:
         """Of all columns."""
-        return sum(a.size for column in self.network.columns for _, a in tree_flatten(column.parameters()))
+        return sum(a.size for column in self.network.columns for a in _arrays(column).values())
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of all columns but one."""
-        return sum(a.nbytes for column in self.network.columns[1:] for _, a in tree_flatten(column.parameters()))
+        return sum(a.nbytes for column in self.network.columns[1:] for a in _arrays(column).values())
 
     def add_new_task(self, x: Any, y: Any, num_classes: int | None = None) -> dict[str, float]:
         """Grow a column for a task and train it.
@@ -168,12 +168,12 @@ class ProgressiveNetwork:
             if active is not None:
                 logits = mx.where(mx.array(active), logits, -mx.inf)
             picked = mx.argmax(logits, axis=-1)
-            correct += mx.sum(picked == mx.array(y[first : first + _ROWS])).item()  # type: ignore[operator]
+            correct += int(np.array(picked == mx.array(y[first : first + _ROWS])).sum())
         return correct / len(y)
 
     def state(self) -> dict[str, mx.array]:
         """Every array that a checkpoint between two tasks needs."""
-        return dict(tree_flatten(self.network.parameters()))
+        return {f"columns.{n}.{p}": a for n, c in enumerate(self.network.columns) for p, a in _arrays(c).items()}
 
     def load_state(self, arrays: Mapping[str, mx.array]) -> None:
         """What `state` gave."""
@@ -189,6 +189,10 @@ class ProgressiveNetwork:
             update(column, own)
             self.network.columns.append(column)
         self.network.freeze()
+
+
+def _arrays(column: Column) -> dict[str, mx.array]:
+    return dict(tree_flatten(column.parameters()))  # pyright: ignore[reportArgumentType]
 
 
 def _linear(n: int, m: int, key: mx.array, bias: bool = True) -> nn.Linear:

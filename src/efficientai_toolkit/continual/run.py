@@ -128,7 +128,7 @@ def run(
                 f"{path} is of another experiment ({differing[0]} was {theirs.get(differing[0])!r}, now "
                 f"{ours[differing[0]]!r}); give another folder"
             )
-        results["runs"] = found["runs"]
+        results |= {name: found[name] for name in ("runs", "contexts") if name in found}
     build = build or (lambda scenario, seed: build_mlp(scenario, seed, plan.hidden_dim, plan.num_layers))
     for seed in plan.seeds:
         scenario = None

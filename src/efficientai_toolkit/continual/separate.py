@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -145,7 +145,7 @@ class SeparateLearner:
         self._units = [arrays[f"units/{n}"] for n in range(count)]
 
 
-def _mean(features: Callable[[mx.array], mx.array], x: Sequence | np.ndarray) -> mx.array:
+def _mean(features: Callable[[mx.array], mx.array], x: np.ndarray) -> mx.array:
     total = mx.array(0.0)
     for first in range(0, len(x), _ROWS):
         rows = features(mx.array(x[first : first + _ROWS])).astype(mx.float32)
@@ -159,5 +159,5 @@ def _share_correct(apply: Callable, params: Parameters, x: np.ndarray, y: np.nda
     for first in range(0, len(y), _ROWS):
         logits = apply(params, as_input(mx.array(x[first : first + _ROWS])))
         picked = mx.argmax(mx.where(mx.array(active), logits, -mx.inf), axis=-1)
-        correct += mx.sum(picked == mx.array(y[first : first + _ROWS])).item()  # type: ignore[operator]
+        correct += int(np.array(picked == mx.array(y[first : first + _ROWS])).sum())
     return correct / len(y)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...continual.figures import title_of
-from ...continual.run import Plan, run
-from ...files import read_json, write_json
+from ...continual.run import Plan
+from ...continual.run import run as run_plan
+from ...files import read_json, write_json, write_text
 from ...runs.experiment import system_info
 from ...runs.train import Watch
 from ..continual import plan_of
-from .table import Row, Table
+from .table import Row, Table, records
 
 SOURCE = "van de Ven & Tolias 2019 (replay: van de Ven, Tuytelaars & Tolias 2022), means of 20 seeds"
 KINDS = ("task", "domain", "class")
@@ -68,7 +70,7 @@ class ContinualTable(Table):
             }
         )
 
-    def run_row(
+    def run(
         self,
         row: Row,
         folder: Path,
@@ -83,7 +85,7 @@ class ContinualTable(Table):
         if file.is_file():
             return read_json(file)
         plan = self.plan(row, seed=seed, quick=quick)
-        results = run(
+        results = run_plan(
             plan, folder / "runs" / row.name, data_dir=data_dir, watch=lambda line: print(line, flush=True)
         )
         found = results["summary"][row.config["strategy"]]
@@ -112,6 +114,35 @@ class ContinualTable(Table):
         }
         write_json(file, record)
         return record
+
+    def write(self, folder: Path) -> Path:
+        """`folder/continual.md`, of what is finished."""
+        path = folder / f"{self.name}.md"
+        write_text(path, self.markdown(records(self, folder)))
+        return path
+
+    def markdown(self, found: Sequence[Mapping[str, Any]]) -> str:
+        """The table as it stands: a line a strategy, a column a scenario."""
+        cells = {(record["line"], record["column"]): record for record in found}
+        columns = [c for c in dict.fromkeys(row.column for row in self.rows) if any(c == column for _, column in cells)]
+        lines = [name for name in dict.fromkeys(row.line for row in self.rows) if any(name == n for n, _ in cells)]
+        text = [f"# {self.title}", "", self.about, ""]
+        if any(record["quick"] for record in found):
+            text += ["**Made with `--quick`: these numbers show that it runs, and nothing else.**", ""]
+        text += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for line in lines:
+            text.append(f"| {line} | " + " | ".join(_cell(cells.get((line, column))) for column in columns) + " |")
+        text += ["", "Published: " + "; ".join(dict.fromkeys(record["source"] for record in found)) + "."]
+        return "\n".join(text) + "\n"
+
+
+def _cell(record: Mapping[str, Any] | None) -> str:
+    if record is None:
+        return ""
+    ours, paper = record["ours"], record["paper"]
+    half = "" if ours["ci95"] is None else f" ± {100 * ours['ci95']:.2f}"
+    published = "" if paper is None else f" ({paper:.2f})"
+    return f"**{100 * ours['mean']:.2f}**{half}{published}"
 
 
 TABLE = ContinualTable(

@@ -1,0 +1,135 @@
+"""`continual`: one network, one context after the other, by several strategies."""
+
+from __future__ import annotations
+
+import json as plain
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import DataDir, Device, Json, Output, Seed, echo_json
+
+
+def continual(
+    scenario: Annotated[
+        str,
+        typer.Option(
+            "--scenario",
+            "-s",
+            metavar="STREAM/KIND",
+            help="split-mnist, permuted-mnist, split-omniglot, split-cifar100, clinc150 or banking77; "
+            "kind task, domain or class.",
+        ),
+    ] = "split-mnist/task",
+    strategies: Annotated[str, typer.Option("--strategies", help="Comma-separated; '+' joins two.")] = (
+        "naive,ewc,si,lwf,replay,joint"
+    ),
+    seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds, from --seed on.")] = 1,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--file", help="Own contexts, in their order: .npz with train_x, train_y, test_x, test_y."),
+    ] = None,
+    contexts: Annotated[int | None, typer.Option("--contexts", help="How many (default: the stream's own).")] = None,
+    iterations: Annotated[int | None, typer.Option("--iterations", "-n", help="Steps a context.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Examples a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Of Adam.")] = None,
+    hidden_dim: Annotated[
+        int | None, typer.Option("--hidden-dim", help="Units of each of the two hidden layers.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="STRATEGY.NAME=VALUE", help="Of a strategy, as in ewc.ewc_lambda=1000."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps, to see that it runs.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="A run folder: go on where it was stopped.")
+    ] = None,
+    seed: Seed = None,
+    data_dir: DataDir = None,
+    output: Output = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Accuracy matrix, forgetting, transfer and speed of each strategy, with figures and a report.
+
+    Stopped at any moment, `--resume RUN` loses at most the context it was at.
+    """
+    from ..devices import select_device
+    from ..files import read_json
+    from ..recipes.continual import experiment, plan_of
+    from ..runs.experiment import ExperimentManager
+
+    select_device(device)
+    if resume is not None:
+        manager = ExperimentManager.open(resume)
+        plan = plan_of(read_json(manager.path / "config.json"))
+    else:
+        stream, _, kind = scenario.partition("/")
+        if stream in ("task", "domain", "class"):  # of split MNIST, or of the given files
+            stream, kind = "split-mnist", stream
+        first = 0 if seed is None else seed
+        given: dict[str, Any] = {
+            "stream": stream if not files else [str(path) for path in files],
+            "kind": kind or "task",
+            "strategies": {name.strip(): {} for name in strategies.split(",") if name.strip()},
+            "seeds": list(range(first, first + seeds)),
+            "contexts": contexts,
+            "iterations": iterations,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "hidden_dim": hidden_dim,
+            "quick": quick,
+        }
+        plan = plan_of({name: value for name, value in given.items() if value is not None}, _options(option or []))
+        name = f"Continual_{stream.replace('-', '') if not files else 'files'}_{plan.kind}"
+        manager = ExperimentManager(output or "experiments", name, plan.describe())
+    results, report = experiment(
+        plan, manager, data_dir=data_dir, watch=lambda line: print(line, flush=True) if not json else None
+    )
+    if json:
+        echo_json({"run": str(manager.path), "report": str(report), "summary": results["summary"]})
+        return
+    show(results)
+    print(f"Run:    {manager.path}")
+    print(f"Report: {report}")
+
+
+def show(results: dict[str, Any]) -> None:
+    """A row a strategy."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..continual.figures import title_of
+
+    plan = results["plan"]
+    table = Table(title=f"{plan['stream']}, {plan['kind']}-incremental", title_justify="left")
+    table.add_column("strategy")
+    columns = {"average_accuracy": "accuracy", "backward_transfer": "BWT", "forgetting": "forgetting"}
+    for title in (*columns.values(), "seconds"):
+        table.add_column(title, justify="right")
+    for name, values in results["summary"].items():
+        cells = []
+        for metric in columns:
+            value = values.get(metric)
+            half = "" if value is None or value["ci95"] is None else f" ± {100 * value['ci95']:.2f}"
+            cells.append("" if value is None else f"{100 * value['mean']:.2f}{half}")
+        table.add_row(title_of(name), *cells, f"{values['seconds']['mean']:.0f}")
+    Console().print(table)
+
+
+def _options(given: list[str]) -> dict[str, dict[str, Any]]:
+    """`["ewc.ewc_lambda=10"]` → `{"ewc": {"ewc_lambda": 10}}`"""
+    from ..errors import ConfigurationError
+
+    options: dict[str, dict[str, Any]] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        strategy, dot, name = key.partition(".")
+        if not (equals and dot and strategy and name):
+            raise ConfigurationError(f"--option {text!r}: expected STRATEGY.NAME=VALUE, such as ewc.ewc_lambda=1000")
+        try:
+            options.setdefault(strategy, {})[name] = plain.loads(value)
+        except ValueError:
+            options.setdefault(strategy, {})[name] = value
+    return options

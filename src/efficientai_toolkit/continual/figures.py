@@ -1,0 +1,258 @@
+"""Figures of a continual-learning experiment, drawn from its results alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ..runs.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, save, styled
+from .metrics import interval
+
+TITLES = {
+    "naive": "fine-tuning",
+    "joint": "joint",
+    "ewc": "EWC",
+    "online-ewc": "online EWC",
+    "si": "SI",
+    "lwf": "LwF",
+    "replay": "replay",
+    "agem": "A-GEM",
+    "derpp": "DER++",
+    "progressive": "progressive networks",
+    "separate": "separate weights",
+}
+_COLOURS = {
+    "naive": GREY,
+    "joint": INK,
+    "ewc": BLUE,
+    "online-ewc": SKY,
+    "si": PURPLE,
+    "lwf": ORANGE,
+    "replay": GREEN,
+}
+_OTHERS = (VERMILION, "#7A5C00", "#44AA99", "#882255", "#999933")
+
+
+def title_of(strategy: str) -> str:
+    """What a reader calls it; parts of a combination keep their order."""
+    return " + ".join(TITLES.get(part, part) for part in strategy.split("+"))
+
+
+def colour_of(strategy: str, strategies: list[str]) -> str:
+    others = [name for name in strategies if name not in _COLOURS]
+    return _COLOURS.get(strategy) or _OTHERS[others.index(strategy) % len(_OTHERS)]
+
+
+def by_strategy(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """strategy → the records of its seeds."""
+    found: dict[str, list] = {}
+    for key, record in results["runs"].items():
+        found.setdefault(key.rpartition("/")[0], []).append(record)
+    return found
+
+
+def draw(results: Mapping[str, Any], folder: Path) -> dict[Path, str]:
+    """Every figure, as PNG in `folder`: path → caption."""
+    names = {
+        "accuracy_matrices": (
+            accuracy_matrices,
+            "Accuracy on each context (column) after each was learned (row), mean over the seeds. What fades "
+            "downwards in a column is forgotten.",
+        ),
+        "forgetting": (
+            forgetting,
+            "Average accuracy over the contexts learned so far (95 % band over seeds, where there are several).",
+        ),
+        "adaptation_speed": (
+            adaptation,
+            "Accuracy on a context while it is being learned, mean over contexts and seeds.",
+        ),
+        "accuracy_and_memory": (
+            memory,
+            "Average accuracy at the end against everything that is stored: weights, the strategy's arrays, examples.",
+        ),
+    }
+    if not set(by_strategy(results)) - {"joint"}:  # which has neither a matrix nor a curve
+        names = {"accuracy_and_memory": names["accuracy_and_memory"]}
+    written = {}
+    for name, (function, caption) in names.items():
+        figure = function(results)
+        if results["plan"].get("quick"):
+            figure.text(0.5, 0.5, "QUICK", fontsize=70, color=GREY, alpha=0.25, ha="center", va="center", rotation=25)
+        written[save(figure, folder / f"{name}.png")] = caption
+    return written
+
+
+@styled
+def accuracy_matrices(results: Mapping[str, Any]) -> Figure:
+    """One heat map of R a strategy."""
+    runs = {
+        name: np.nanmean([np.array(r["matrix"], float) for r in records], axis=0)
+        for name, records in by_strategy(results).items()
+        if None not in records[0]["matrix"][0]
+    }
+    size = len(next(iter(runs.values())))
+    columns = min(len(runs), 4)
+    rows = math.ceil(len(runs) / columns)
+    side = max(2.2, 0.42 * size + 0.7)
+    figure = Figure(figsize=(side * columns + 0.8, (side + 0.45) * rows + 0.5), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    image = None
+    for axis, (name, matrix) in zip(axes, runs.items(), strict=False):
+        image = axis.imshow(matrix, vmin=0, vmax=1, cmap="viridis", aspect="equal")
+        for i, j in np.ndindex(*matrix.shape):
+            if size <= 10:
+                value = 100 * matrix[i, j]
+                axis.text(
+                    j, i, f"{value:.0f}", ha="center", va="center", fontsize=7.5 if size <= 6 else 6,
+                    color="white" if matrix[i, j] < 0.6 else INK,
+                )  # fmt: skip
+        axis.set_title(f"{title_of(name)}: {100 * matrix[-1].mean():.1f} %", fontsize=9.5)
+        axis.set_xticks(range(size), [str(k + 1) for k in range(size)])
+        axis.set_yticks(range(size), [str(k + 1) for k in range(size)])
+        axis.grid(visible=False)
+        axis.spines[:].set_visible(False)
+    for axis in axes[len(runs) :]:
+        axis.set_axis_off()
+    figure.supxlabel("tested on context", fontsize=9)
+    figure.supylabel("after learning context", fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.6, format=PercentFormatter(1))  # type: ignore[arg-type]
+    _head(figure, f"{_where(results)}: accuracy on every context as learning goes on")
+    return figure
+
+
+@styled
+def forgetting(results: Mapping[str, Any]) -> Figure:
+    """Average accuracy over the contexts so far against how many have been learned."""
+    runs = by_strategy(results)
+    figure, axis = _one(6.4, 3.9)
+    ends = []
+    for name, records in runs.items():
+        colour = colour_of(name, list(runs))
+        matrices = [np.array(record["matrix"], float) for record in records]
+        if np.isnan(matrices[0][0]).any():
+            mean = float(np.mean([m[-1].mean() for m in matrices]))
+            axis.axhline(mean, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
+            ends.append((len(matrices[0]), mean, title_of(name), colour))
+            continue
+        values = np.array([[m[k, : k + 1].mean() for k in range(len(m))] for m in matrices])
+        x = np.arange(1, values.shape[1] + 1)
+        axis.plot(x, values.mean(0), color=colour, marker="o", markersize=3.5)
+        if len(values) > 1:
+            half = np.array([interval(list(column))[1] for column in values.T], float)
+            low, high = (np.clip(values.mean(0) + sign * half, 0, 1) for sign in (-1, 1))
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        ends.append((x[-1], values[:, -1].mean(), title_of(name), colour))
+    _labels(axis, ends)
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.set_ylim(top=1.01)
+    axis.set_xticks(range(1, int(max(end[0] for end in ends)) + 1))
+    axis.set_xlabel("contexts learned")
+    axis.set_ylabel("accuracy over them")
+    _head(figure, f"{_where(results)}: {_who_keeps(results)}")
+    return figure
+
+
+@styled
+def adaptation(results: Mapping[str, Any]) -> Figure:
+    """Accuracy on the context being learned against gradient updates."""
+    runs = {name: records for name, records in by_strategy(results).items() if name != "joint"}
+    figure, axis = _one(6.4, 3.7)
+    ends = []
+    for name, records in runs.items():
+        curves = [curve for record in records for curve in record["curves"]]
+        values = np.array([curve["accuracy"] for curve in curves], float)
+        if np.isnan(values).all(axis=0).any():
+            values[:, np.isnan(values).all(axis=0)] = 0.0
+        mean, steps = np.nanmean(values, axis=0), curves[0]["steps"]
+        colour = colour_of(name, list(runs))
+        axis.plot(steps, mean, color=colour, marker="o", markersize=3)
+        ends.append((steps[-1], mean[-1], title_of(name), colour))
+    axis.set_xscale("symlog", linthresh=1)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    _labels(axis, ends)
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.set_xlabel("gradient updates")
+    axis.set_ylabel("accuracy on the new context")
+    _head(figure, f"{_where(results)}: how fast a new context is learned")
+    return figure
+
+
+@styled
+def memory(results: Mapping[str, Any]) -> Figure:
+    """Average accuracy against stored bytes."""
+    runs = by_strategy(results)
+    figure, axis = _one(6.4, 3.7)
+    points = []
+    for name, records in runs.items():
+        stored = (
+            np.mean([4 * r["parameters"] + (0 if name == "separate" else r["memory_bytes"]) for r in records]) / 1e6
+        )
+        if name == "progressive":
+            stored = np.mean([4 * r["parameters"] for r in records]) / 1e6
+        values = [record["average_accuracy"] for record in records]
+        mean, half = interval(values)
+        colour = colour_of(name, list(runs))
+        bar = None if half is None else [[mean - max(mean - half, 0)], [min(mean + half, 1) - mean]]
+        axis.errorbar(stored, mean, yerr=bar, color=colour, marker="o", markersize=6, capsize=3, elinewidth=1)
+        points.append((stored, mean, title_of(name), colour))
+    width = 1.25 * max(point[0] for point in points)
+    axis.set_ylim(axis.get_ylim()[0] - 0.02, axis.get_ylim()[1] + 0.02)
+    for column in {round(20 * point[0] / width) for point in points}:  # only names that are near can collide
+        _labels(axis, [point for point in points if round(20 * point[0] / width) == column], offset=8)
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.set_xlabel("stored, MB")
+    axis.set_xlim(left=0, right=width)
+    axis.set_ylabel("average accuracy")
+    _head(figure, f"{_where(results)}: accuracy against what is stored")
+    return figure
+
+
+def _where(results: Mapping[str, Any]) -> str:
+    plan = results["plan"]
+    stream = plan["stream"] if isinstance(plan["stream"], str) else "own files"
+    return f"{stream}, {plan['kind']}-incremental"
+
+
+def _who_keeps(results: Mapping[str, Any]) -> str:
+    """The strategy that ends highest, without the upper bound."""
+    ends = {
+        name: float(np.mean([record["average_accuracy"] for record in records]))
+        for name, records in by_strategy(results).items()
+        if name != "joint"
+    }
+    best = max(ends, key=lambda name: ends[name])
+    return f"{title_of(best)} ends highest, at {100 * ends[best]:.1f} %"
+
+
+def _one(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _head(figure: Figure, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+
+
+def _labels(axis: Axes, ends: list[tuple[float, float, str, str]], offset: int = 6) -> None:
+    """Names to the right of points, those of near points moved apart."""
+    ends = sorted(ends, key=lambda end: end[1])
+    low, high = axis.get_ylim()
+    gap = 0.048 * (high - low)
+    at, below = [], -math.inf
+    for _, y, *_ in ends:
+        at.append(below := max(y, below + gap))
+    over = max(at[-1] - (high - gap / 2), 0)
+    for place, (x, y, name, colour) in zip(at, ends, strict=True):
+        shift = (place - over - y) / (high - low) * axis.bbox.height / axis.figure.dpi * 72
+        axis.annotate(
+            name, (x, y), (offset, shift), textcoords="offset points", color=colour, fontsize=8.5, va="center",
+            annotation_clip=False,
+        )  # fmt: skip
