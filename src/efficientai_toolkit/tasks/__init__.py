@@ -27,6 +27,8 @@ FAMILIES = {
     "mini_imagenet": "mini_imagenet:MiniImageNet",
     "image_folder": "image_folder:ImageFolder",
     "intents": "intents:Intents",
+    "glue": "glue:Glue",
+    "superglue": "superglue:SuperGlue",
     "text_folder": "text_folder:TextFolder",
 }
 
