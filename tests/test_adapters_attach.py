@@ -112,6 +112,8 @@ def test_train_head_adds_exactly_the_head():
     assert {"head.weight", "head.bias"} <= set(state)
     with pytest.raises(AdapterError, match="no module 'hed' in this model; did you mean 'head'"):
         attach(mlp()[0], LoRAConfig(), train_head="hed")
+    with pytest.raises(AdapterError, match="'head' is quantised and cannot be trained"):
+        attach(quantized_decoder()[0], LoRAConfig(rank=2), train_head=True)
 
 
 def test_several_adapters_switch_and_combine_by_weight():

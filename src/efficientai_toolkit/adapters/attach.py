@@ -278,6 +278,10 @@ def _head_path(model: nn.Module, train_head: bool | str) -> str | None:
     modules = {node.path: node.module for node in walk(model) if node.path}
     if path not in modules:
         raise AdapterError(f"train_head: no module {path!r} in this model{did_you_mean(path, modules)}")
+    if any(isinstance(m, (nn.QuantizedLinear, nn.QuantizedEmbedding)) for m in modules[path].modules()):
+        raise AdapterError(
+            f"train_head: {path!r} is quantised and cannot be trained; give it a dense layer, or an adapter"
+        )
     return path
 
 
