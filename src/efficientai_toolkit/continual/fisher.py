@@ -185,9 +185,11 @@ def _factors(model: nn.Module, params: Parameters, x: np.ndarray) -> bool:
         mx.ones((n,)),
     )
     zeros = tree_map(mx.zeros_like, params)
-    fast = _factored_squares(model, "predicted")(params, zeros, *rows)
-    slow = _squares(functional(model), "predicted")(params, zeros, *rows)
-    return all(np.allclose(fast[p], slow[p], rtol=1e-3, atol=1e-3 * np.max(slow[p])) for p in params)
+    fast, slow = (
+        {p: np.array(square) for p, square in squares(params, zeros, *rows).items()}
+        for squares in (_factored_squares(model, "predicted"), _squares(functional(model), "predicted"))
+    )
+    return all(np.allclose(fast[p], slow[p], rtol=1e-3, atol=1e-3 * slow[p].max()) for p in params)
 
 
 def _factored_squares(model: nn.Module, labels: str) -> Callable:
