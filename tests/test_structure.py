@@ -23,8 +23,8 @@ STOREYS = [
     ["backbones", "adapters"],
     ["tasks"],
     ["nn", "optimizers"],
-    ["checkpoint", "config", "devices", "logging"],
-    ["files"],
+    ["checkpoint", "config", "devices", "logging", "pretrained"],
+    ["files", "yaml_file"],
     ["errors"],
 ]
 # Within a storey: who may use whom.
