@@ -10,12 +10,12 @@ import pytest
 
 from efficientai_toolkit import ConfigurationError
 from efficientai_toolkit.learners import LEARNERS
-from efficientai_toolkit.recipes.reproduce import TABLES, load_table
+from efficientai_toolkit.recipes.reproduce import load_table
 from efficientai_toolkit.recipes.reproduce.table import markdown, run_row
 from efficientai_toolkit.runs.train import Watch
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", ["omniglot", "sinusoid"])
 def test_every_row_is_a_configuration(name, tmp_path):
     table = load_table(name)
     names = [row.name for row in table.rows]

@@ -153,7 +153,9 @@ class LEOLearner(MetaLearner):
             keys = mx.random.split(key, 3)
             scale = (2 / (latent_dim + target.size)) ** 0.5
             relation = trainable(MLP(*sizes, key=keys[1]))
-            relation["head.weight"] = 0.1 * relation["head.weight"]  # deviations begin near 1
+            # Codes begin nearly certain, as in the authors' code: sampling is learned, not unlearned.
+            relation["head.weight"] = 0.1 * relation["head.weight"]
+            relation["head.bias"] = mx.concatenate([mx.zeros(latent_dim), mx.full((latent_dim,), -3.0)])
             rule = {
                 "encoder.weight": mx.random.normal((latent_dim, example_dim), key=keys[0]) * example_dim**-0.5,
                 **{f"relation.{path}": p for path, p in relation.items()},

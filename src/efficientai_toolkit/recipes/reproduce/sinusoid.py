@@ -18,6 +18,13 @@ ANCHORS = {
 }
 
 LONGER = {"num_meta_iterations": 30_000}
+LEO: dict[str, Any] = {
+    "learner": {"decodes": "all", "finetune_steps": 1, "kl_weight": 0.0001},
+    "inner_lr": 0.001,
+    "outer_lr": 0.002,
+    "gradient_clip": 1.0,
+    "num_meta_iterations": 10_000,
+}
 
 
 def _pair(
@@ -89,7 +96,7 @@ TABLE = Table(
     },
     evaluation={"query_size": 100, "num_test_tasks": 2000},
     rows=(
-        *_pair("reptile", "Reptile", "reptile", num_inner_steps=10, inner_lr=0.02),
+        *_pair("reptile", "Reptile", "reptile", num_inner_steps=10, outer_lr=0.004, gradient_clip=1.0),
         *_pair("maml", "MAML", "maml", paper=ANCHORS["maml"], source=PARK, shots=(5, 10, 20)),
         *_pair("meta_sgd", "Meta-SGD", "meta_sgd", paper=ANCHORS["meta_sgd"], source=PARK),
         *_pair("lslr", "Per-layer rates (LSLR)", "lslr", paper=ANCHORS["lslr"], source=PARK),
@@ -117,21 +124,18 @@ TABLE = Table(
             "imaml",
             "iMAML",
             "imaml",
-            learner={"strength": 0.5, "cg_steps": 5},
+            learner={"strength": 2.0, "cg_steps": 5},
             num_inner_steps=16,
-            inner_lr=0.02,
+            inner_lr=0.003,
+            outer_lr=0.002,
+            gradient_clip=1.0,
+            num_meta_iterations=8000,
         ),
-        *_pair("leo", "LEO", "leo", learner={"decodes": "all"}, num_inner_steps=2),
+        *_pair("leo", "LEO", "leo", num_inner_steps=3, **LEO),
         *_pair("r2d2", "R2-D2 (ridge head)", "r2d2", outer_lr=0.004),
         *_pair("alpaca", "ALPaCA (Bayesian head)", "alpaca", outer_lr=0.002),
         *_mixed("maml-mixed", "MAML", "maml"),
-        *_mixed("leo-mixed", "LEO", "leo", learner={"decodes": "all"}, num_inner_steps=2),
-        *_mixed(
-            "leo-mixed-ablated",
-            "LEO without latent adaptation",
-            "leo",
-            learner={"decodes": "all"},
-            num_inner_steps=0,
-        ),
+        *_mixed("leo-mixed", "LEO", "leo", num_inner_steps=3, **LEO),
+        *_mixed("leo-mixed-ablated", "LEO without latent adaptation", "leo", num_inner_steps=0, **LEO),
     ),
 )
