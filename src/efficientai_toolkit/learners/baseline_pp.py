@@ -9,7 +9,7 @@ from ..nn.losses import accuracy
 from .base import MetaLearner
 from .inner_loop import inner_loop
 from .learner import Learner, mean_gradient
-from .metric import classes, embedder, embedding_size, head_shape, one_hot, ruled_out, unit
+from .metric import classes, embedder, embedding_size, head_shape, one_hot, present, rule_out, unit
 from .update_rules import sgd
 
 HEAD = "head"
@@ -51,14 +51,14 @@ class BaselinePlusPlus(MetaLearner):
         def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
             model = meta["model"]
             slots = classes(problem, model, support_y)
-            absent = ruled_out(one_hot(support_y, slots))
+            having = present(one_hot(support_y, slots))
             z = embed(problem, model, support_x)
 
             def loss(p, z, y, *, key=None):
-                return problem.criterion(cosines(p[HEAD], z) + absent, y)
+                return problem.criterion(rule_out(cosines(p[HEAD], z), having), y)
 
             def state(p):
-                return {"model": model, "absent": absent, **p}
+                return {"model": model, "having": having, **p}
 
             start, inner = mx.random.split(mx.random.key(0) if key is None else key)
             end = inner_loop(
@@ -76,7 +76,8 @@ class BaselinePlusPlus(MetaLearner):
             return state(end)
 
         def predict(problem, fast, x, *, key=None):
-            return cosines(fast[HEAD], embed(problem, fast["model"], x, key=key)) + fast["absent"]
+            z = embed(problem, fast["model"], x, key=key)
+            return rule_out(cosines(fast[HEAD], z), fast["having"])
 
         def meta_grad(learner, problem, meta, stack, *, keys, num_steps, iteration):
             def task(meta, sx, sy, qx, qy, key):

@@ -17,7 +17,7 @@ from ..tasks.episode import Episode
 from .base import MetaLearner
 from .learner import Problem
 
-ABSENT = -1e9  # logit of a class that the support lacks; finite, so that no loss becomes NaN
+BELOW = 20.0  # by how much the logit of a class that the support lacks is below all others: a probability of 2e-9
 
 
 def embedder(model: nn.Module, head: str | None) -> Callable[..., mx.array]:
@@ -64,9 +64,15 @@ def one_hot(y: mx.array, count: int) -> mx.array:
     return (y[:, None] == mx.arange(count)).astype(mx.float32)
 
 
-def ruled_out(support: mx.array) -> mx.array:
-    """(C,) to add to logits: zero, and for classes that `support` (S, C), one-hot, lacks, nearly −∞."""
-    return mx.where(mx.sum(support, axis=0) > 0, 0.0, ABSENT)
+def present(support: mx.array) -> mx.array:
+    """(C,) whether the support (S, C), one-hot, has an example of the class."""
+    return mx.sum(support, axis=0) > 0
+
+
+def rule_out(logits: mx.array, having: mx.array) -> mx.array:
+    """`logits` (N, C) with classes that are not `present` (C,) below all others, by a finite amount."""
+    lowest = mx.min(mx.where(having, logits, mx.inf), axis=-1, keepdims=True)
+    return mx.where(having, logits, mx.stop_gradient(lowest) - BELOW)
 
 
 def class_means(z: mx.array, support: mx.array) -> mx.array:

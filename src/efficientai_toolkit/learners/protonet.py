@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import ConfigurationError, did_you_mean
 from .learner import Learner
-from .metric import MetricLearner, class_means, classes, embedder, one_hot, ruled_out, squared_distances, unit
+from .metric import MetricLearner, class_means, classes, embedder, one_hot, present, rule_out, squared_distances, unit
 
 DISTANCES = ("euclidean", "cosine")
 
@@ -14,7 +14,7 @@ class PrototypicalNetwork(MetricLearner):
 
     The model is the encoder: its features where it has a method `features` (or a `head` is named), else its output.
     Ways may differ between training and test (more classes in training is what the paper advises). Logits have a
-    column for every class that the support might hold; those of classes it lacks are nearly −∞.
+    column for every class that the support might hold; those of classes it lacks are far below the others.
 
     Example:
         >>> network = PrototypicalNetwork(encoder, distance_metric="euclidean", outer_lr=1e-3)
@@ -42,12 +42,12 @@ class PrototypicalNetwork(MetricLearner):
             model = meta["model"]
             support = one_hot(support_y, classes(problem, model, support_y))
             prototypes = class_means(embed(problem, model, support_x, key=key), support)
-            return {"model": model, "prototypes": prototypes, "absent": ruled_out(support)}
+            return {"model": model, "prototypes": prototypes, "having": present(support)}
 
         def predict(problem, fast, x, *, key=None):
             z, prototypes = embed(problem, fast["model"], x, key=key), fast["prototypes"]
             if distance_metric == "cosine":
-                return scale * unit(z) @ unit(prototypes).T + fast["absent"]
-            return fast["absent"] - squared_distances(z, prototypes)
+                return rule_out(scale * unit(z) @ unit(prototypes).T, fast["having"])
+            return rule_out(-squared_distances(z, prototypes), fast["having"])
 
         return Learner(adapt, predict=predict)

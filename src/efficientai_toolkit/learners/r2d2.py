@@ -7,7 +7,7 @@ import mlx.core as mx
 from ..nn.losses import is_classification
 from .base import MetaLearner
 from .learner import Learner
-from .metric import classes, one_hot, ruled_out
+from .metric import classes, one_hot, present, rule_out
 
 
 def solve_spd(a: mx.array, b: mx.array) -> mx.array:
@@ -71,10 +71,10 @@ class R2D2Learner(MetaLearner):
                 return {"model": model, "head": ridge(features, targets, mx.exp(rule["log_strength"]))}
             targets = one_hot(support_y, classes(problem, model, support_y))
             head = ridge(features, targets, mx.exp(rule["log_strength"]))
-            return {"model": model, "head": rule["scale"] * head, "shift": rule["shift"] + ruled_out(targets)}
+            return {"model": model, "head": rule["scale"] * head, "shift": rule["shift"], "having": present(targets)}
 
         def predict(problem, fast, x, *, key=None):
             predictions = with_one(problem.features(fast["model"], x, key=key)) @ fast["head"]
-            return predictions + fast["shift"] if "shift" in fast else predictions
+            return rule_out(predictions + fast["shift"], fast["having"]) if "having" in fast else predictions
 
         return Learner(adapt, init, predict)

@@ -8,7 +8,7 @@ from ..backbones.mlp import MLP
 from ..nn.functional import functional, trainable
 from ..tasks.episode import Episode
 from .learner import Learner, mean_gradient, query_metrics
-from .metric import MetricLearner, class_means, classes, embedder, embedding_size, one_hot, ruled_out
+from .metric import MetricLearner, class_means, classes, embedder, embedding_size, one_hot, present, rule_out
 
 
 def score_error(scores: mx.array, y: mx.array) -> mx.array:
@@ -44,14 +44,14 @@ class RelationNetwork(MetricLearner):
         def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
             labels = one_hot(support_y, classes(problem, meta["model"], support_y))
             means = class_means(embed(problem, meta["model"], support_x, key=key), labels)
-            return {**meta, "means": means, "absent": ruled_out(labels)}
+            return {**meta, "means": means, "having": present(labels)}
 
         def predict(problem, fast, x, *, key=None):
             z, means = embed(problem, fast["model"], x, key=key), fast["means"]
             shape = (z.shape[0], means.shape[0], size)
             pairs = [mx.broadcast_to(means[None], shape), mx.broadcast_to(z[:, None], shape)]
             scores = relate(fast["rule"], mx.concatenate(pairs, axis=-1).reshape(-1, 2 * size))
-            return scores.reshape(shape[:2]) + fast["absent"]
+            return rule_out(scores.reshape(shape[:2]), fast["having"])
 
         def meta_grad(learner, problem, meta, stack, *, keys, num_steps, iteration):
             scored = problem._replace(criterion=score_error)
