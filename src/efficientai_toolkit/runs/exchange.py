@@ -1,0 +1,108 @@
+"""Adapters in and out of other libraries' folders, and whole models with the adapter folded in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.nn as nn
+
+from ..adapters import ADAPTERS, AdapterConfig
+from ..adapters.attach import adapters_of
+from ..adapters.formats import fuse_folder
+from ..adapters.formats_mlx import export_mlx_lm, import_mlx_lm
+from ..adapters.formats_peft import export_peft, import_peft
+from ..checkpoint import write_npz
+from ..config import MetaLearningConfig
+from ..errors import AdapterError, ConfigurationError, did_you_mean
+from .adapted import ABOUT, AdaptedTask, load_learner
+from .build import build_learner, checkpoint_file
+
+EXPORTS = {"peft": export_peft, "mlx-lm": export_mlx_lm}
+IMPORTS = {"peft": import_peft, "mlx-lm": import_mlx_lm}
+
+
+class Opened(NamedTuple):
+    model: nn.Module  # with the adapted weights in it
+    source: str  # the base model
+
+
+def open_adapted(path: str | Path, *, source: str | None = None) -> Opened:
+    """The model of a folder that `adapt` wrote, of a checkpoint, or of a run folder."""
+    if (Path(path) / ABOUT).is_file():
+        adapted = AdaptedTask.load(path, source=source)
+        return _with_adapter(adapted.model, adapted.config.model.source, path)
+    loaded = load_learner(checkpoint_file(path))
+    return _with_adapter(loaded.learner.model, loaded.config.model.source, path)
+
+
+def export_adapter(path: str | Path, format: str, folder: str | Path, *, source: str | None = None) -> Path:
+    """Write the adapter of `path` (see `open_adapted`) as `format` ("peft" or "mlx-lm") has it.
+
+    Raises:
+        AdapterError: the method has no counterpart there.
+    """
+    write = EXPORTS[_format(format)]
+    opened = open_adapted(path, source=source)
+    return write(opened.model, folder, base_model=opened.source)
+
+
+def import_adapter(folder: str | Path, format: str, source: str, checkpoint: str | Path) -> dict[str, Any]:
+    """Write the adapter of another library over the encoder `source` as a checkpoint that `adapt` can start from.
+
+    The checkpoint is a prototypical network over the adapted encoder: it learns labels from a few examples as it is.
+
+    Returns:
+        what was read: the method and its number of parameters.
+    """
+    from ..backbones.bert import load_encoder
+
+    read = IMPORTS[_format(format)]
+    model = read(load_encoder(source, num_classes=2), folder)
+    attached = adapters_of(model)
+    assert attached is not None
+    config = _configuration(attached.configs["default"], attached.paths["default"], source)
+    learner = build_learner(config, model)
+    write_npz(checkpoint, learner.state(), {"learner": learner.describe(), "config": config.to_dict()})
+    return {"method": config.adapter.method, "parameters": learner.num_trainable}
+
+
+def fuse(
+    path: str | Path, folder: str | Path, *, source: str | None = None, dequantize: bool = False
+) -> dict[str, float]:
+    """Write the base model of `path` with its adapter folded in; see `fuse_folder` for what is returned."""
+    from ..pretrained import resolve
+
+    opened = open_adapted(path, source=source)
+    return fuse_folder(opened.model, resolve(opened.source), folder, dequantize=dequantize)
+
+
+def _with_adapter(model: nn.Module, source: str, path: str | Path) -> Opened:
+    if adapters_of(model) is None:
+        raise AdapterError(f"{path} has no adapter: all of its model was trained")
+    return Opened(model, source)
+
+
+def _format(name: str) -> str:
+    if name not in EXPORTS:
+        raise ConfigurationError(f"unknown format {name!r}{did_you_mean(name, EXPORTS)}")
+    return name
+
+
+def _configuration(config: AdapterConfig, paths: list[str], source: str) -> MetaLearningConfig:
+    kind = type(config).__name__
+    method = next(name for name, place in ADAPTERS.items() if place.endswith(f":{kind}"))
+    options = {
+        field.name: list(value) if isinstance(value := getattr(config, field.name), tuple) else value
+        for field in dataclasses.fields(config)  # type: ignore[arg-type]
+    }
+    return MetaLearningConfig.from_dict(
+        {
+            "meta_learning": {"algorithm": "protonet", "num_inner_steps": 0},
+            "learner": {"distance_metric": "cosine"},
+            "task_distribution": {"task_families": ["intents"]},
+            "model": {"backbone": "encoder", "source": source},
+            "adapter": {"method": method, "target_modules": paths, **options},
+        }
+    )

@@ -1,0 +1,226 @@
+"""Plain fine-tuning of an encoder, adapters in other libraries' folders, and the measuring of intents."""
+
+from __future__ import annotations
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from efficientai_toolkit.backbones.bert import load_encoder
+from efficientai_toolkit.cli import app
+from efficientai_toolkit.config import MetaLearningConfig
+from efficientai_toolkit.errors import AdapterError, ConfigurationError, DataError
+from efficientai_toolkit.recipes import intents as recipe
+from efficientai_toolkit.recipes.finetune import batches, finetune, in_order, learning_curve, read_task
+from efficientai_toolkit.recipes.reproduce.intents import TABLE, markdown, training
+from efficientai_toolkit.runs.adapted import AdaptedTask, adapt_checkpoint, load_learner
+from efficientai_toolkit.runs.build import checkpoint_file
+from efficientai_toolkit.runs.exchange import export_adapter, fuse, import_adapter
+from efficientai_toolkit.runs.train import train
+from text_models import THINGS, settings, write_encoder, write_intents
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("models") / "encoder")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_intents(tmp_path_factory.mktemp("data") / "mine.csv")
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", 0.01), ("pfeiffer", 0.01), (None, 0.002)])
+def test_fine_tuning_learns(encoder, dataset, method, rate):
+    task = read_task(str(dataset), dataset, dataset.parent)
+    settings = {"source": str(encoder), "learning_rate": rate, "epochs": 6, "max_length": 16}
+    losses = [row["train_loss"] for row in finetune(task, method, **settings).curve]
+    assert losses[-1] < 0.6 * losses[0]
+    again = finetune(task, method, **settings)
+    assert [row["train_loss"] for row in again.curve] == losses
+    assert again.curve[-1]["score"] > 0.6
+
+
+def test_a_fine_tuned_folder_predicts(encoder, dataset, tmp_path):
+    task = read_task(str(dataset), dataset, dataset.parent)
+    done = finetune(task, "lora", source=str(encoder), learning_rate=0.01, epochs=4, max_length=16)
+    done.adapted.save(tmp_path)
+    found = AdaptedTask.load(tmp_path).predict(task.train.texts)
+    right = np.mean([label == task.names[y] for (label, _), y in zip(found, task.train.labels, strict=True)])
+    assert right == pytest.approx(done.curve[-1]["score"])
+
+
+def test_the_curve_by_shots_and_its_limits(encoder, dataset):
+    task = read_task(str(dataset), dataset, dataset.parent)
+    options = {"method": "lora", "source": str(encoder), "epochs": 1, "max_length": 16}
+    rows = learning_curve(task, [1, 3], **options)
+    assert [row["shots"] for row in rows] == [1, 3]
+    with pytest.raises(DataError, match="has 20 training texts, fewer than 21"):
+        learning_curve(task, [21], **options)
+    with pytest.raises(ConfigurationError, match="give --test"):
+        learning_curve(task._replace(test=None), [1], **options)
+    with pytest.raises(AdapterError, match="did you mean 'lora'"):
+        finetune(task, "lorra", source=str(encoder))
+
+
+def test_batches_hold_every_row_and_have_one_shape():
+    rows = list(batches(10, 4, np.random.default_rng(0)))
+    assert [len(r) for r in rows] == [4, 4, 4]
+    assert set(np.concatenate(rows).tolist()) == set(range(10))
+    assert np.concatenate(list(in_order(5, 3))).tolist() == [0, 1, 2, 3, 4, 4]
+    assert [len(r) for r in batches(2, 4, np.random.default_rng(0))] == [4]
+
+
+def test_the_test_file_may_hold_no_other_label(dataset, tmp_path):
+    other = tmp_path / "test.csv"
+    other.write_text("text,label\nmy rose,garden\nmy boat,sea\n")
+    with pytest.raises(DataError, match=r"line 3: the label 'sea' is not in"):
+        read_task(str(dataset), other, tmp_path)
+    with pytest.raises(ConfigurationError, match="did you mean 'rte'"):
+        read_task("glue/rt", None, tmp_path)
+
+
+def test_finetune_from_the_command_line(encoder, dataset, tmp_path):
+    arguments = ["finetune", "--data", dataset, "--test", dataset, "--model", encoder, "--output", tmp_path / "mine"]
+    done = CliRunner().invoke(app, [*map(str, arguments), "--epochs", "1", "--shots", "1", "--data-dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "mine" / "curve.json").read_text())
+    assert report["by_shots"][0]["shots"] == 1
+    assert "Fine-tuned on 160 texts of 8 labels" in done.stdout
+
+
+# --- exchange ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapted(encoder, dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = train(MetaLearningConfig.from_dict(settings(encoder, dataset, folder)))["run"]
+    texts = [f"my {thing}" for things in THINGS.values() for thing in things[:2]]
+    mine = adapt_checkpoint(run, texts, [label for label in THINGS for _ in range(2)])
+    mine.save(folder / "mine")
+    return folder / "mine", texts, mine
+
+
+@pytest.mark.parametrize("format", ["peft", "mlx-lm"])
+def test_an_adapter_goes_out_and_comes_back(adapted, encoder, tmp_path, format):
+    folder, texts, mine = adapted
+    export_adapter(folder, format, tmp_path / "there")
+    read = import_adapter(tmp_path / "there", format, str(encoder), tmp_path / "back.npz")
+    assert read == {"method": "lora", "parameters": 2 * 2 * (32 + 32)}
+    again = adapt_checkpoint(tmp_path / "back.npz", texts, [label for label in THINGS for _ in range(2)])
+    np.testing.assert_allclose(np.array(again.outputs(texts)), np.array(mine.outputs(texts)), atol=1e-4)
+
+
+def test_a_fused_model_computes_the_same_without_the_adapter(adapted, tmp_path):
+    folder, texts, mine = adapted
+    assert fuse(folder, tmp_path / "whole") == {}
+    x = mine._inputs(texts)
+    model = mine.model
+    assert mx.allclose(load_encoder(tmp_path / "whole").features(x), model.features(x), atol=1e-5)  # type: ignore
+    assert not mx.allclose(load_encoder(mine.config.model.source).features(x), model.features(x), atol=1e-5)  # type: ignore
+
+
+def test_exchange_from_the_command_line_and_its_mistakes(adapted, encoder, tmp_path):
+    folder = adapted[0]
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(a) for a in arguments])
+
+    done = run("export", "--adapter", folder, "--output", tmp_path / "out", "--format", "mlx-lm")
+    assert done.exit_code == 0
+    assert "adapters.safetensors" in done.stdout
+    done = run("import", "-i", tmp_path / "out", "--base", encoder, "-o", tmp_path / "x.npz", "--format", "mlx-lm")
+    assert "lora, 256 parameters" in done.stdout
+    done = run("fuse", "--adapter", folder, "--output", tmp_path / "whole")
+    assert done.exit_code == 0
+    done = run("export", "--adapter", folder, "--output", tmp_path / "out", "--format", "pef")
+    assert done.exit_code == 2
+    assert "did you mean 'peft'" in done.stderr
+    done = run("adapters", "--model", encoder, "--json")
+    methods = {row["method"]: row["parameters"] for row in json.loads(done.stdout)["adapters"]}
+    assert methods["lora"] == 3 * 2 * 8 * (32 + 32)
+
+
+# --- measuring intents -------------------------------------------------------------------------------------------
+
+
+def test_episodes_are_the_same_for_every_method_and_share_no_text(encoder, dataset):
+    bench = recipe.Bench(str(dataset), split="train", tokenizer=str(encoder))
+    first, again = (bench.episodes(recipe.Setting(3, 2), 60) for _ in range(2))
+    assert np.array_equal(first.support, again.support)
+    assert first.support.shape == (60, 6)
+    assert first.query.shape == (60, 15)
+    for support, query in zip(first.support, first.query, strict=True):
+        assert len({*support.tolist(), *query.tolist()}) == 21
+    names = np.searchsorted(bench.data.starts, first.support, side="right")
+    assert (names.reshape(60, 3, 2)[..., 0] == names.reshape(60, 3, 2)[..., 1]).all()
+    assert not np.array_equal(first.support, bench.episodes(recipe.Setting(3, 2), 60, seed=1).support)
+
+
+def test_prototypes_and_logistic_regression_on_features_made_by_hand():
+    z = np.eye(4, dtype=np.float32)[np.array([0, 0, 1, 1, 2, 2])]
+    episodes = recipe.Episodes(np.array([[0, 2, 4]]), np.array([[1, 3, 5]]), 3)
+    assert recipe.prototypes(z, episodes).tolist() == [1.0]
+    assert recipe.logistic_regression(z, episodes).tolist() == [1.0]
+    wrong = recipe.Episodes(np.array([[0, 2, 4]]), np.array([[3, 1, 5]]), 3)
+    assert recipe.prototypes(z, wrong)[0] == pytest.approx(1 / 3)
+
+
+def test_logistic_regression_is_at_its_minimum():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 5)), rng.integers(3, size=30)
+    weight, bias = recipe.fit_logistic(x, y, 3, steps=5000)
+    logits = x @ weight.T + bias
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    gradient = (p - np.eye(3)[y]).T @ x + weight
+    assert np.abs(gradient).max() < 1e-3
+    assert np.abs((p - np.eye(3)[y]).sum(0)).max() < 1e-3
+
+
+def test_encoding_in_batches_is_encoding_one_by_one(encoder, dataset):
+    bench = recipe.Bench(str(dataset), split="test", tokenizer=str(encoder))
+    model = load_encoder(encoder)
+    z = recipe.encode(model, bench)
+    rows = bench.rows()
+    row = rows[5]
+    alone = np.array(model.features(mx.array(bench.data.ids[row : row + 1])))[0]
+    np.testing.assert_allclose(z[row], alone / np.linalg.norm(alone), atol=1e-5)
+    assert (np.linalg.norm(z, axis=1) > 0).sum() == len(rows)
+
+
+def test_fine_tuning_and_adapting_in_episodes_learn_the_support(encoder, dataset, tmp_path):
+    bench = recipe.Bench(str(dataset), split="train", tokenizer=str(encoder))
+    drawn = bench.episodes(recipe.Setting(3, 2), 6)
+    episodes = drawn._replace(query=drawn.support)  # a random encoder says nothing of other texts
+    accuracies = recipe.finetune(load_encoder(encoder, 3), bench, episodes, learning_rate=1e-3, num_steps=40)
+    assert accuracies.shape == (6,)
+    assert accuracies.mean() > 0.9
+    run = train(MetaLearningConfig.from_dict(settings(encoder, dataset, tmp_path, "reptile")))["run"]
+    learner = load_learner(checkpoint_file(run)).learner
+    learner.num_inner_steps = 20
+    accuracies = recipe.adapted(learner, bench, episodes, at_once=4)
+    assert accuracies.shape == (6,)
+    assert accuracies.mean() > 0.7
+
+
+def test_every_row_of_the_table_can_be_configured_and_shown():
+    assert len({row.name for row in TABLE.rows}) == len(TABLE.rows)
+    for row in TABLE.rows:
+        if row.config["kind"] not in ("prototypes", "logistic", "finetune"):
+            config = training(row.config, seed=3)
+            assert config.meta_learning.seed == 3
+    result = {"5-way 1-shot": {"mean": 0.9, "ci95": 0.01}}
+    record = {
+        "line": TABLE.rows[0].line,
+        "column": "BANKING77",
+        "settings": result,
+        "quick": False,
+        "train_seconds": 0.0,
+    }
+    text = markdown(TABLE, [record, {**record, "settings": {"5-way 1-shot": {"mean": 0.8, "ci95": 0.01}}}])
+    assert "**85.0** ± 1.0 (2 seeds)" in text
