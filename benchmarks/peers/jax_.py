@@ -33,7 +33,11 @@ def conv4(p, x, conv):
         scale = jax.lax.rsqrt(variance + 1e-5) * p[f"blocks.{i}.norm.weight"]
         x = jax.nn.relu((x - mean) * scale + p[f"blocks.{i}.norm.bias"])
         n, height, width, channels = x.shape
-        x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+        x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(n, height // 2, 2, width // 2, 2, channels)
+        # By comparison: the gradient of `max` asks which values equal the largest, and where XLA computes them twice,
+        # with different rounding, none does.
+        x = jnp.where(x[:, :, 0] >= x[:, :, 1], x[:, :, 0], x[:, :, 1])
+        x = jnp.where(x[:, :, :, 0] >= x[:, :, :, 1], x[:, :, :, 0], x[:, :, :, 1])
     return x.reshape(x.shape[0], -1) @ p["head.weight"].T + p["head.bias"]
 
 
@@ -64,7 +68,7 @@ def make(work, arrays, contestant):
         m = {path: 0.9 * m[path] + 0.1 * g[path] for path in p}
         v = {path: 0.999 * v[path] + 0.001 * jnp.square(g[path]) for path in p}
         one, two = 1 - 0.9**done, 1 - 0.999**done
-        new = {path: p[path] - work.outer_lr * (m[path] / one) / (jnp.sqrt(v[path] / two) + 1e-8) for path in p}
+        new = {path: p[path] - work.outer_lr * (m[path] / one) / (jnp.sqrt(v[path] / two) + work.eps) for path in p}
         return new, m, v
 
     def whole(p, m, v, done, *episode):

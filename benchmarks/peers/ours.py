@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.optimizers as optim
 
 import efficientai_toolkit as toolkit
 from efficientai_toolkit.nn.functional import update
@@ -16,7 +17,8 @@ def make(work, arrays, contestant):
         model = toolkit.Conv4((28, 28, 1), work.sizes[1], work.sizes[0])
     update(model, {path[6:]: mx.array(value) for path, value in arrays.items() if path.startswith("param/")})
     cls = toolkit.MAMLLearner if work.algorithm == "maml" else toolkit.ReptileLearner
-    learner = cls(model, work.inner_lr, work.outer_lr, work.steps)
+    adam = optim.Adam(work.outer_lr, eps=work.eps, bias_correction=True)
+    learner = cls(model, work.inner_lr, work.outer_lr, work.steps, outer_optimizer=adam)
     fixed = [toolkit.EpisodeStack(*(mx.array(arrays[f"episode/{part}"]) for part in ("sx", "sy", "qx", "qy")))]
     draw = _drawing(work) if contestant.endswith("drawing") else lambda index: fixed
 

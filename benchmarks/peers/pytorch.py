@@ -46,7 +46,7 @@ def make(work, arrays, contestant):
 
 def _loop(work, params, episode, loss, compiled):
     params = {path: torch.nn.Parameter(value) for path, value in params.items()}
-    optimizer = torch.optim.Adam(params.values(), lr=work.outer_lr)
+    optimizer = torch.optim.Adam(params.values(), lr=work.outer_lr, eps=work.eps)
     second = work.algorithm == "maml"
 
     def step():
@@ -68,7 +68,7 @@ def _loop(work, params, episode, loss, compiled):
                     for path, p in params.items():
                         displacement = (p - fast[path]) / work.tasks
                         p.grad = displacement if p.grad is None else p.grad + displacement
-            total += float(query)
+            total += float(query.detach())
         optimizer.step()
         return total / work.tasks
 
@@ -102,7 +102,7 @@ def _functional(work, params, episode, loss, compiled):
         m = {path: 0.9 * m[path] + 0.1 * g[path] for path in p}
         v = {path: 0.999 * v[path] + 0.001 * g[path].square() for path in p}
         one, two = correction[0], correction[1]
-        new = {path: p[path] - work.outer_lr * (m[path] / one) / ((v[path] / two).sqrt() + 1e-8) for path in p}
+        new = {path: p[path] - work.outer_lr * (m[path] / one) / ((v[path] / two).sqrt() + work.eps) for path in p}
         return query, new, m, v
 
     run = torch.compile(step) if compiled else step
