@@ -110,7 +110,7 @@ class TextTokenizer:
         self.backend.enable_truncation(max_length)
         self.pad_id, self.max_length, self.bucket = pad_id, max_length, bucket
 
-    def __call__(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, length: int | None = None) -> mx.array:
+    def __call__(self, texts: Sequence[str | tuple[str, str]], *, length: int | None = None) -> mx.array:
         """ids (N, L); `length` fixes L (longer texts are cut, keeping the last special token)."""
         if isinstance(texts, str):
             texts = [texts]

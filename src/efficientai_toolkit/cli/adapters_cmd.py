@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +29,8 @@ def adapters(
     from .evaluate import bytes_of
 
     base = load_encoder(model)
-    whole = sum(array.size for _, array in tree_flatten(base.parameters()))
+    flat: Any = tree_flatten(base.parameters())
+    whole = sum(array.size for _, array in flat)
     rows = []
     for name in ADAPTERS:
         row: dict = {"method": name, "parameters": None, "bytes": None, "note": ""}

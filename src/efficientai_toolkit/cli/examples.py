@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ def backbone_of(checkpoint: Path) -> str:
     return config.get("model", {}).get("backbone", "")
 
 
-def support_of(path: Path, texts: bool) -> tuple[Sequence[Any], list[str]]:
+def support_of(path: Path, texts: bool) -> tuple[Any, list[str]]:
     """Inputs and labels of a file of examples, at least two different labels among texts."""
     if texts:
         from ..tasks.labelled import read_examples, require_classes
@@ -31,7 +30,7 @@ def support_of(path: Path, texts: bool) -> tuple[Sequence[Any], list[str]]:
     return x, labels or []
 
 
-def inputs_of(path: str, texts: bool) -> tuple[Sequence[Any], list[str] | None]:
+def inputs_of(path: str, texts: bool) -> tuple[Any, list[str] | None]:
     """Inputs of a file, or of standard input where it is "-" (one text a line), and labels where it has them."""
     from ..errors import DataError
     from ..tasks.labelled import parse_examples, read_examples
@@ -49,7 +48,7 @@ def inputs_of(path: str, texts: bool) -> tuple[Sequence[Any], list[str] | None]:
     return [example.text for example in examples], None if None in labels else [str(label) for label in labels]
 
 
-def background_of(path: Path | None, data_dir: Path | None, texts: bool) -> Sequence[Any]:
+def background_of(path: Path | None, data_dir: Path | None, texts: bool) -> Any:
     """Inputs that fit no label: of a file, else CLINC150's out-of-scope queries for training and validation."""
     from ..errors import ConfigurationError, DataNotFoundError
 

@@ -165,8 +165,8 @@ def learning_curve(
             if len(own) < shot:
                 raise DataError(f"class {name!r} has {len(own)} training texts, fewer than {shot}")
             chosen += rng.permutation(own)[:shot].tolist()
-        part = Texts([task.train.texts[i] for i in chosen], labels[chosen])
-        last = finetune(task._replace(train=part), seed=seed, **options).curve[-1]
+        texts: list[Any] = [task.train.texts[i] for i in chosen]
+        last = finetune(task._replace(train=Texts(texts, labels[chosen])), seed=seed, **options).curve[-1]
         rows.append({"shots": shot, "score": last["score"], "train_loss": last["train_loss"]})
         if watch:
             watch(rows[-1])
