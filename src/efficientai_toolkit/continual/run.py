@@ -142,7 +142,17 @@ def run(
                 )
                 results["contexts"] = scenario.names
             checkpoint = folder / "checkpoints" / f"{name.replace('+', '-')}-seed{seed}.npz"
-            results["runs"][key] = run_one(plan, scenario, name, dict(options), seed, build, checkpoint, watch)
+            settings = {
+                "iterations": plan.iterations,
+                "batch_size": plan.batch_size,
+                "learning_rate": plan.learning_rate,
+                "seed": seed,
+                "kind": plan.kind,
+            }
+            learner = build_learner(name, build(scenario, seed), dict(options), **settings)
+            results["runs"][key] = run_one(
+                learner, scenario, f"{name}, seed {seed}", plan.iterations, checkpoint, watch, joint=name == "joint"
+            )
             results["summary"] = summarise(results["runs"])
             write_json(path, results)
             checkpoint.unlink(missing_ok=True)
@@ -152,21 +162,26 @@ def run(
 
 
 def run_one(
-    plan: Plan,
+    learner: Any,
     scenario: Scenario,
     name: str,
-    options: dict[str, Any],
-    seed: int,
-    build: Build,
+    iterations: int,
     checkpoint: Path,
     watch: Watch,
+    *,
+    joint: bool = False,
 ) -> dict[str, Any]:
-    """One strategy with one seed: its accuracy matrix and what follows from it."""
-    settings = {
-        "iterations": plan.iterations, "batch_size": plan.batch_size, "learning_rate": plan.learning_rate,
-        "seed": seed, "kind": plan.kind,
-    }  # fmt: skip
-    learner = build_learner(name, build(scenario, seed), options, **settings)
+    """One learner over all contexts: its accuracy matrix and what follows from it.
+
+    Args:
+        learner: what `build_learner` gives, or anything with its methods `learn`, `evaluate`, `state`, `load_state`.
+        scenario: the contexts.
+        name: for `watch`.
+        iterations: steps that the learner takes in a context.
+        checkpoint: kept after every context, and gone on from.
+        watch: told one line a context.
+        joint: learn once, from the examples of all contexts.
+    """
     record: dict[str, Any] = {"seconds": 0.0, "matrix": [], "curves": [], "untrained": None}
     if checkpoint.is_file():
         arrays, header = read_npz(checkpoint)
@@ -174,13 +189,12 @@ def run_one(
         record = header["record"]
     else:
         record["untrained"] = [_finite(value) for value in _row(learner, scenario)]
-    joint = name == "joint"
     for number in range(len(record["matrix"]), len(scenario)):
         started = time.perf_counter()
         if joint and number < len(scenario) - 1:
             record["matrix"].append([None] * len(scenario))
             continue
-        curve, probe = _probe(learner, scenario, number, plan.iterations)
+        curve, probe = _probe(learner, scenario, number, iterations)
         x, y, more = _training_rows(scenario, number, joint)
         learner.learn(x, y, active=scenario.masks(number), each=probe, **more)
         record["seconds"] += time.perf_counter() - started
@@ -189,7 +203,7 @@ def run_one(
         write_npz(checkpoint, learner.state(), {"record": record})
         seen = record["matrix"][-1] if joint else record["matrix"][-1][: number + 1]
         watch(
-            f"{name}, seed {seed}: context {number + 1} of {len(scenario)} ({scenario.names[number]}): "
+            f"{name}: context {number + 1} of {len(scenario)} ({scenario.names[number]}): "
             f"{100 * float(np.mean(seen)):.2f} % over the contexts so far, {record['seconds']:.0f} s"
         )
     matrix = np.array(record["matrix"], float)

@@ -23,6 +23,7 @@ LEARNERS = {
     "maml++": "maml_pp:MAMLPlusPlusLearner",
     "maml_enhanced": "meta_curvature:MAMLEnhancedLearner",
     "matching": "matching:MatchingNetwork",
+    "melpa": "melpa:MeLPALearner",
     "meta_curvature": "meta_curvature:MetaCurvatureLearner",
     "meta_sgd": "meta_sgd:MetaSGDLearner",
     "protonet": "protonet:PrototypicalNetwork",
