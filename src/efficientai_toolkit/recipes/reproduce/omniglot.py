@@ -83,10 +83,10 @@ TABLE = Table(
             "protonet",
             PROTONET,
             "Snell et al. 2017",
-            task_params={"train_n_way": 30},
-            note="30-way episodes in training (60 in the paper), one a step",
+            task_params={"train_n_way": 20},
+            note="20-way episodes in training (60 in the paper), one a step",
             meta_batch_size=1,
-            num_meta_iterations=4000,
+            num_meta_iterations=3000,
         ),
         *_rows(
             "maml",

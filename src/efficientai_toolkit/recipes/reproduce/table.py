@@ -170,7 +170,8 @@ def markdown(table: Table, found: Iterable[Mapping[str, Any]]) -> str:
         steps = ", ".join(dict.fromkeys(str(r["ours"]["steps"]) for r in own))
         length = ", ".join(dict.fromkeys(_length(r) for r in own))
         text.append(f"| {line} | " + " | ".join(shown) + f" | {steps} | {length} | {seconds} |")
-    notes = dict.fromkeys(f"{r['line']}: {r['note']}" for r in found if r["note"])
+    shown_rows = {r["row"] for r in found}
+    notes = dict.fromkeys(f"{row.line}: {row.note}" for row in table.rows if row.note and row.name in shown_rows)
     sources = dict.fromkeys(r["source"] for r in found if r["source"])
     text += ["", *(f"* {note}" for note in notes)]
     if sources:
