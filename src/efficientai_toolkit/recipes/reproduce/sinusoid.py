@@ -104,7 +104,7 @@ TABLE = Table(
             "meta_sgd",
             paper=ANCHORS["meta_sgd"],
             source=PARK,
-            note="rates learned for one step diverge over five (the records show it), so all is after the trained number",
+            note="rates learned for one step diverge over five, as the records show",
         ),
         *_pair("lslr", "Per-layer rates (LSLR)", "lslr", paper=ANCHORS["lslr"], source=PARK),
         *_pair(
