@@ -26,6 +26,8 @@ def preload_blas() -> str | None:
     global _loaded_blas
     if sys.platform != "linux" or "mlx.core" in sys.modules or os.environ.get("EFFICIENTAI_BLAS") == "mlx":
         return _loaded_blas
+    # Idle BLAS threads spin, by default for tens of milliseconds, on the core that MLX dispatches from.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     for name in _OPENBLAS:
         try:
             ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)

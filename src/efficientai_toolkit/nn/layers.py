@@ -25,8 +25,14 @@ class Linear(nn.Linear):
     """
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = _times_transpose(x.reshape(-1, x.shape[-1]), self.weight).reshape(*x.shape[:-1], self.weight.shape[0])
-        return y + self.bias if "bias" in self else y
+        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+        y = _affine(rows, self.weight, self.bias) if "bias" in self else _times_transpose(rows, self.weight)
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+@mx.custom_function
+def _affine(a: mx.array, b: mx.array, c: mx.array) -> mx.array:
+    return mx.addmm(c, a, b.T)
 
 
 @mx.custom_function
@@ -44,7 +50,13 @@ def _transpose_times(a: mx.array, b: mx.array) -> mx.array:
     return a.T @ b
 
 
-# The three are closed under differentiation, and none of the gradients is a transpose.
+# The products are closed under differentiation, and none of the gradients is a transpose.
+@_affine.vjp
+def _(primals, cotangent, _output):
+    a, b, _c = primals
+    return _times(cotangent, b), _transpose_times(cotangent, a), mx.sum(cotangent, axis=0)
+
+
 @_times.vjp
 def _(primals, cotangent, _output):
     a, b = primals
