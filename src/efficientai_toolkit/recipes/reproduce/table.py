@@ -158,6 +158,7 @@ def markdown(table: Table, found: Iterable[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(row.column for row in table.rows if any(r["row"] == row.name for r in found)))
     lines = list(dict.fromkeys(row.line for row in table.rows if any(r["row"] == row.name for r in found)))
     cells = {(r["line"], r["column"]): r for r in found}
+    published = {row.name: row.paper for row in table.rows}
     text = [f"# {table.title}", "", table.about, ""]
     if any(r["quick"] for r in found):
         text += ["**Made with `--quick`: these numbers show that it runs, and nothing else.**", ""]
@@ -165,14 +166,17 @@ def markdown(table: Table, found: Iterable[Mapping[str, Any]]) -> str:
     text += ["|---" * (len(columns) + 4) + "|"]
     for line in lines:
         own = [cells[line, column] for column in columns if (line, column) in cells]
-        shown = [_cell(cells[line, column], table.percent) if (line, column) in cells else "" for column in columns]
+        shown = [
+            _cell(cells[line, column], published, table.percent) if (line, column) in cells else ""
+            for column in columns
+        ]
         seconds = ", ".join(f"{r['train_seconds']:.0f} s" for r in own)
         steps = ", ".join(dict.fromkeys(str(r["ours"]["steps"]) for r in own))
         length = ", ".join(dict.fromkeys(_length(r) for r in own))
         text.append(f"| {line} | " + " | ".join(shown) + f" | {steps} | {length} | {seconds} |")
     shown_rows = {r["row"] for r in found}
     notes = dict.fromkeys(f"{row.line}: {row.note}" for row in table.rows if row.note and row.name in shown_rows)
-    sources = dict.fromkeys(r["source"] for r in found if r["source"])
+    sources = dict.fromkeys(row.source for row in table.rows if row.source and row.name in shown_rows)
     text += ["", *(f"* {note}" for note in notes)]
     if sources:
         text += [f"* Papers' numbers: {'; '.join(sources)}."]
@@ -190,8 +194,8 @@ def _length(record: Mapping[str, Any]) -> str:
     return f"{record['iterations']:,} at {record['config']['meta_learning']['outer_lr']:g}"
 
 
-def _cell(record: Mapping[str, Any], percent: bool) -> str:
-    mean, ci95, paper = record["ours"]["mean"], record["ours"]["ci95"], record["paper"]
+def _cell(record: Mapping[str, Any], published: Mapping[str, float | None], percent: bool) -> str:
+    mean, ci95, paper = record["ours"]["mean"], record["ours"]["ci95"], published[record["row"]]
     if mean is None:
         return "diverged"
     if percent:
