@@ -224,3 +224,25 @@ def test_every_row_of_the_table_can_be_configured_and_shown():
     }
     text = markdown(TABLE, [record, {**record, "settings": {"5-way 1-shot": {"mean": 0.8, "ci95": 0.01}}}])
     assert "**85.0** ± 1.0 (2 seeds)" in text
+
+
+def test_glue_draws_are_balanced_and_a_start_must_fit(encoder, dataset):
+    from efficientai_toolkit.errors import CheckpointError
+    from efficientai_toolkit.recipes.reproduce import glue
+
+    task = read_task(str(dataset), dataset, dataset.parent)
+    small = glue.drawn(task, 0, 16)
+    assert np.bincount(small.train.labels).tolist() == [2] * 8
+    assert glue.drawn(small, 1, 16) is small
+    assert {row.column for row in glue.TABLE.rows} == {*glue.SUPERGLUE.values(), *glue.GLUE.values()}
+    for benchmark, (family, tasks) in glue.STARTS.items():
+        assert family != benchmark
+        assert "rte" not in tasks
+        assert glue.start_config(benchmark, seed=1, quick=True).seed == 1
+    options = {"source": str(encoder), "epochs": 1, "max_length": 16, "learning_rate": 1e-9}
+    plain = finetune(small, "lora", **options).adapted.fast
+    start = {path: array + 1 for path, array in plain.items() if not path.startswith("head.")}
+    moved = finetune(small, "lora", start=start, **options).adapted.fast
+    assert all(mx.allclose(moved[path], array, atol=1e-5) for path, array in start.items())
+    with pytest.raises(CheckpointError, match="1 arrays are unknown"):
+        finetune(small, "lora", start={**start, "layers.9.x": mx.zeros(1)}, **options)

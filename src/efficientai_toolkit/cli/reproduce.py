@@ -12,7 +12,7 @@ from .options import DataDir, Device, Output, Seed
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="sinusoid, omniglot, intents or continual.")],
+    table: Annotated[str, typer.Argument(help="sinusoid, omniglot, intents, glue or continual.")],
     rows: Annotated[list[str] | None, typer.Argument(help="Rows, such as maml-5 or 'maml-*'; all if none.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few iterations, to see that it runs.")] = False,
     list_rows: Annotated[bool, typer.Option("--list", help="Print the rows' names and stop.")] = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from ..config import MetaLearningConfig
 from ..errors import ConfigurationError, DataError, DivergenceError, did_you_mean
 from ..nn.functional import functional
 from ..nn.losses import cross_entropy_loss
+from ..nn.trees import check_fit
 from ..pretrained import load_tokenizer
 from ..runs.adapted import AdaptedTask, Loaded, structure
 from ..tasks.glue import METRICS
@@ -58,6 +59,8 @@ def finetune(
     batch_size: int = 16,
     max_length: int = 128,
     seed: int = 0,
+    start: Mapping[str, mx.array] | None = None,
+    measure_each: bool = True,
     watch: Watch | None = None,
 ) -> Finetuned:
     """Train adapter and head with AdamW (a tenth of the steps to warm up, then linearly down to zero).
@@ -72,6 +75,8 @@ def finetune(
         batch_size: texts a step.
         max_length: tokens after which a text is cut.
         seed: of head, adapter, order and dropout.
+        start: meta-learned arrays to begin from, in place of the adapter's usual start (the head stays its own).
+        measure_each: take the score after each epoch, not after the last alone.
         watch: is given every row of the curve.
 
     Raises:
@@ -90,7 +95,7 @@ def finetune(
         some = ids[part][rows]
         return cached(mx.array(some[:, : used_length(some, tokenizer.pad_id)]))
 
-    apply, params = functional(model), base.learner.meta["model"]
+    apply, params = functional(model), {**base.learner.meta["model"], **_fitting(start or {}, base)}
     per_epoch = -(-len(task.train.texts) // batch_size)
     total = epochs * per_epoch
     warmup = max(total // 10, 1)
@@ -123,7 +128,7 @@ def finetune(
         }
         if not np.isfinite(row["train_loss"]):
             raise DivergenceError(f"the loss became {row['train_loss']} in epoch {epoch}; lower the rate ({rate:g})")
-        if task.test is not None:
+        if task.test is not None and (measure_each or epoch == epochs):
             guesses = [
                 np.array(mx.argmax(predict(params, inputs("test", rows)), axis=-1))
                 for rows in in_order(len(task.test.texts), batch_size)
@@ -135,6 +140,16 @@ def finetune(
             watch(row)
     counts = np.bincount(task.train.labels, minlength=len(task.names)).tolist()
     return Finetuned(AdaptedTask(base, params, task.names, None, dict(zip(task.names, counts, strict=True))), curve)
+
+
+def _fitting(start: Mapping[str, mx.array], base: Loaded) -> dict[str, mx.array]:
+    """`start` without its head, which is of other classes; the rest must be parameters of this adapter."""
+    own = base.learner.meta["model"]
+    taken = {path: array for path, array in start.items() if not path.startswith("head.")}
+    check_fit(
+        taken, {path: array for path, array in own.items() if not path.startswith("head.") and taken}, "the adapter"
+    )
+    return taken
 
 
 def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -10,7 +10,13 @@ from ...errors import ConfigurationError, did_you_mean
 if TYPE_CHECKING:
     from .table import Table
 
-TABLES = {"continual": "continual", "intents": "intents", "omniglot": "omniglot", "sinusoid": "sinusoid"}
+TABLES = {
+    "continual": "continual",
+    "glue": "glue",
+    "intents": "intents",
+    "omniglot": "omniglot",
+    "sinusoid": "sinusoid",
+}
 
 
 def load_table(name: str) -> Table:
