@@ -295,7 +295,9 @@ def test_a_checkpoint_of_another_model_is_refused_by_name_and_shape(tmp_path):
         ({"inner_lr": -1}, "inner_lr must be a positive number"),
         ({"outer_lr": float("nan")}, "outer_lr must be a positive number"),
         ({"num_inner_steps": -1}, "num_inner_steps must be a whole number"),
-        ({"chunk": 0}, "chunk must be at least 1"),
+        ({"num_inner_steps": float("nan")}, "num_inner_steps must be a whole number"),
+        ({"num_inner_steps": 1.5}, "num_inner_steps must be a whole number"),
+        ({"chunk": 0}, "chunk must be a whole number of at least 1"),
         ({"frist_order": True}, "did you mean 'first_order'"),
         ({"outer_optimizer": "adan"}, "did you mean 'adam'"),
     ],
@@ -303,6 +305,30 @@ def test_a_checkpoint_of_another_model_is_refused_by_name_and_shape(tmp_path):
 def test_impossible_arguments_are_refused(arguments, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
         MAMLLearner(SimpleClassifier(), **arguments)
+
+
+def test_impossible_numbers_of_steps_are_refused():
+    learner, episodes = MAMLLearner(SimpleClassifier(hidden_dim=8)), singles(planes(2))
+    for call, name in (
+        (lambda: learner.adapt(episodes[0][:2], num_steps=-1), "num_steps"),
+        (lambda: learner.meta_train(episodes, num_iterations=-1), "num_iterations"),
+        (lambda: learner.meta_train(episodes, meta_batch_size=0), "meta_batch_size"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{name} must be a whole number"):
+            call()
+    assert learner.iteration == 0
+
+
+def test_numpy_arrays_are_taken_as_they_are():
+    stack = planes(3)
+    arrays = [tuple(np.array(part) for part in episode) for episode in singles(stack)]
+    wide = [(sx.astype(np.float64), sy.astype(np.int64), qx, qy) for sx, sy, qx, qy in arrays]
+    expected = MAMLLearner(SimpleClassifier(hidden_dim=8)).meta_train_step(singles(stack))
+    for episodes in (arrays, wide):
+        learner = MAMLLearner(SimpleClassifier(hidden_dim=8))
+        assert learner.meta_train_step(episodes) == pytest.approx(expected, rel=1e-6)
+        adapted = learner.adapt(*episodes[0][:2])
+        close(trainable(adapted), trainable(learner.adapt(stack.support_x[0], stack.support_y[0])), 1e-6)
 
 
 def test_bad_episodes_are_refused():

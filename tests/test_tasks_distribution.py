@@ -403,3 +403,10 @@ def test_drawing_is_cheap():
 
 def _with_one(x) -> np.ndarray:
     return np.hstack([np.array(x), np.ones((len(x), 1))])
+
+
+def test_an_unknown_task_among_many_names_the_nearest_and_not_all():
+    tasks = TaskDistribution([TaskConfig(f"task_{i}", "linear_classification") for i in range(100)])
+    with pytest.raises(TaskSamplingError, match=r"did you mean 'task_99'\? .*… \(100 in all\)") as error:
+        tasks.sample_episode("tsk_99")
+    assert len(str(error.value)) < 500

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_NAMED = 30  # known names that a sentence lists
+
 
 class ToolkitError(Exception):
     """Base of everything a user can get wrong. The message says what, where, and what would be right."""
@@ -62,4 +64,5 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{hint} Known: {', '.join(known)}"
+    more = f", … ({len(known)} in all)" if len(known) > _NAMED else ""
+    return f"{hint} Known: {', '.join(known[:_NAMED])}{more}"

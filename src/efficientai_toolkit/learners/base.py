@@ -19,7 +19,7 @@ from ..nn.functional import Parameters, clone, trainable, update
 from ..nn.losses import LossFn
 from ..nn.trees import check_fit, flatten, unflatten
 from ..optimizers import outer_optimizer as make_optimizer
-from ..tasks.episode import EpisodeStack, as_stacks
+from ..tasks.episode import EpisodeStack, as_array, as_stacks
 from .graphs import Graphs
 from .learner import Learner, Meta, Metrics, Problem, apply_fast, bind
 
@@ -69,10 +69,8 @@ class MetaLearner:
         _check_positive(
             inner_lr=inner_lr, outer_lr=None if callable(outer_lr) else outer_lr, gradient_clip=gradient_clip
         )
-        if num_inner_steps < 0 or int(num_inner_steps) != num_inner_steps:
-            raise ConfigurationError(f"num_inner_steps must be a whole number of at least 0, got {num_inner_steps}")
-        if chunk is not None and chunk < 1:
-            raise ConfigurationError(f"chunk must be at least 1, got {chunk}")
+        _check_whole(0, num_inner_steps=num_inner_steps)
+        _check_whole(1, chunk=chunk)
         self._check_options(options)
         params = trainable(model)
         if not params:
@@ -191,6 +189,8 @@ class MetaLearner:
         Returns:
             every metric's history, one value an iteration.
         """
+        _check_whole(0, num_iterations=num_iterations)
+        _check_whole(1, meta_batch_size=meta_batch_size)
         if hasattr(tasks, "batch_at"):
             start, count = self.iteration, 1000 if num_iterations is None else num_iterations
             batches = (tasks.batch_at(start + i, meta_batch_size) for i in range(count))
@@ -209,7 +209,7 @@ class MetaLearner:
     def adapt(
         self,
         support_x: Any,
-        support_y: mx.array | None = None,
+        support_y: Any = None,
         loss_fn: LossFn | None = None,
         num_steps: int | None = None,
     ) -> nn.Module:
@@ -225,10 +225,12 @@ class MetaLearner:
             if not isinstance(support_x, (tuple, list)) or len(support_x) != 2:
                 raise TaskSamplingError("adapt needs support_x and support_y, or the pair (x, y) as its first argument")
             support_x, support_y = support_x
+        _check_whole(0, num_steps=num_steps)
         problem = self.problem(loss_fn)
         key = mx.random.key(self.seed)
         steps = self.num_inner_steps if num_steps is None else num_steps
-        fast = self.learner.adapt(problem, self._meta, support_x, support_y, key=key, num_steps=steps)
+        x, y = as_array(support_x), as_array(support_y)
+        fast = self.learner.adapt(problem, self._meta, x, y, key=key, num_steps=steps)
         mx.eval(fast)
         adapted = clone(self.model)
         if self.learner.predict is apply_fast:
@@ -342,3 +344,9 @@ def _check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ConfigurationError(f"{name} must be a positive number, got {value}")
+
+
+def _check_whole(least: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and (value != value or value < least or value % 1):
+            raise ConfigurationError(f"{name} must be a whole number of at least {least}, got {value}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -36,6 +36,11 @@ class EpisodeStack(Episode):
             yield EpisodeStack(*(part[start : start + size] for part in self)) if count > 1 else self
 
 
+def as_array(values: Any) -> mx.array:
+    """`values`, which may be a NumPy array or nested lists, for the device."""
+    return values if isinstance(values, mx.array) else mx.array(values)
+
+
 def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[EpisodeStack]:
     """Episodes as stacks, one for each combination of shapes and dtypes, in order of first appearance."""
     groups: dict[tuple, list[Sequence[mx.array]]] = {}
@@ -44,7 +49,7 @@ def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[EpisodeStack]
             raise TaskSamplingError(
                 f"episode {number} has {len(episode)} parts; expected (support_x, support_y, query_x, query_y)"
             )
-        sx, sy, qx, qy = episode
+        episode = sx, sy, qx, qy = tuple(map(as_array, episode))
         for name, x, y in (("support", sx, sy), ("query", qx, qy)):
             if x.shape[0] == 0 or x.shape[0] != y.shape[0]:
                 raise TaskSamplingError(
