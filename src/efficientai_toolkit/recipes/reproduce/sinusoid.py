@@ -17,7 +17,7 @@ ANCHORS = {
     "mc2": (0.405, 0.201),
 }
 
-LONGER = {"num_meta_iterations": 30_000}
+LONGER: dict[str, Any] = {"num_meta_iterations": 30_000}
 LEO: dict[str, Any] = {
     "learner": {"decodes": "all", "finetune_steps": 1, "kl_weight": 0.0001},
     "inner_lr": 0.001,
