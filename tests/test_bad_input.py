@@ -98,6 +98,7 @@ def test_unwritable_output(refused, tmp_path):
     assert "cannot write" in refused("train", *QUICK, "--output", "file")
     assert "paths.checkpoint_dir" in refused("train", *QUICK, *sets(paths__checkpoint_dir="file/x"))
     assert (tmp_path / "file").read_text() == "in the way"
+    assert not (tmp_path / "experiments").exists()
 
 
 def test_a_damaged_data_set(refused, tmp_path):

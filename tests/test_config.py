@@ -65,6 +65,8 @@ def test_meta_learning_fields_are_attributes():
     assert config.meta_learning.inner_lr == config.to_dict()["meta_learning"]["inner_lr"] == 0.2
     with pytest.raises(AttributeError):
         _ = config.learning_rate
+    with pytest.raises(ConfigurationError, match="did you mean 'inner_lr'"):
+        config.inner_lrr = 0.1
 
 
 @pytest.mark.parametrize(("name", "value"), [("inner_lr", -1), ("inner_lr", math.nan), ("algorithm", 3), ("lr", 1)])

@@ -204,8 +204,12 @@ class MetaLearningConfig(Section):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in MetaLearningSection.model_fields:
             setattr(self.meta_learning, name, value)
-        else:
+        elif name in type(self).model_fields:
             super().__setattr__(name, value)
+        else:
+            raise ConfigurationError(
+                f"unknown key {name!r}{did_you_mean(name, {**type(self).model_fields, **MetaLearningSection.model_fields})}"
+            )
 
 
 Place = Callable[[Keys], str]

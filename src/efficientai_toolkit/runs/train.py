@@ -79,6 +79,7 @@ def train(config: MetaLearningConfig, *, name: str | None = None, watch: Watch |
         ToolkitError: whatever else the configuration got wrong, before anything is written.
     """
     built = build(config)
+    _writable(Path(config.paths.checkpoint_dir))  # before there is a run folder
     run = ExperimentManager(config.paths.output_dir, name, config.to_dict())
     return _Loop(built, run, Progress(), watch or Watch()).run()
 
