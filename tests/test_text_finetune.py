@@ -170,6 +170,22 @@ def test_prototypes_and_logistic_regression_on_features_made_by_hand():
     assert recipe.prototypes(z, wrong)[0] == pytest.approx(1 / 3)
 
 
+def test_none_of_these_on_features_made_by_hand():
+    rng = np.random.default_rng(0)
+
+    def near(axis, count):
+        z = np.eye(6)[axis] + 0.05 * rng.normal(size=(count, 6))
+        return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+
+    z = np.concatenate([near(0, 10), near(1, 10)])
+    episodes = recipe.Episodes(np.array([[0, 1, 10, 11]]), np.array([[*range(2, 7), *range(12, 17)]]), 2)
+    found = recipe.none_of_these(z, episodes, near(2, 20), near(3, 20))
+    assert found == (1.0, 1.0, 1.0, 1.0)
+    alike = recipe.none_of_these(z, episodes, near(0, 20), near(0, 20))
+    assert alike.told_off < 1
+    assert alike.auroc < 0.9
+
+
 def test_logistic_regression_is_at_its_minimum():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(30, 5)), rng.integers(3, size=30)

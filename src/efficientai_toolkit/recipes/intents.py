@@ -18,7 +18,7 @@ from ..backbones.bert import Encoder
 from ..backbones.frozen_prefix import FrozenPrefix, frozen_layers
 from ..nn.functional import Parameters, functional, trainable
 from ..nn.losses import cross_entropy_loss
-from ..runs.adapted import widen_head
+from ..runs.adapted import threshold_between, widen_head
 from ..tasks.base import TaskConfig
 from ..tasks.distribution import TaskDistribution
 from ..tasks.episode import EpisodeStack
@@ -108,20 +108,26 @@ class Bench:
 
 def encode(model: Encoder, bench: Bench) -> np.ndarray:
     """Unit features (M, d) of the texts of the split, at their numbers; the other rows are zero."""
+    out = np.zeros((len(bench.data.ids), model.config.hidden_size), np.float32)
+    rows = bench.rows()
+    out[rows] = encode_ids(model, bench.data.ids[rows], bench.data.pad_id)
+    return out
+
+
+def encode_ids(model: Encoder, ids: np.ndarray, pad_id: int) -> np.ndarray:
+    """Token ids (N, L) → unit features (N, d), in batches of similar length."""
     features = functional(model, "features")
     step = mx.compile(lambda params, x: features(params, x))
     params, cached = trainable(model), prefix_of(model)
-    out = np.zeros((len(bench.data.ids), model.config.hidden_size), np.float32)
-    rows = bench.rows()
-    rows = rows[np.argsort((bench.data.ids[rows] != bench.data.pad_id).sum(1), kind="stable")]
-    for start in range(0, len(rows), _BATCH):
-        some = rows[start : start + _BATCH]
-        ids = bench.data.ids[some]
-        ids = ids[:, : used_length(ids, bench.data.pad_id)]
+    out = np.empty((len(ids), model.config.hidden_size), np.float32)
+    order = np.argsort((ids != pad_id).sum(1), kind="stable")
+    for start in range(0, len(order), _BATCH):
+        rows = order[start : start + _BATCH]
+        some = ids[rows][:, : used_length(ids[rows], pad_id)]
         # The last batch is filled up, so that it needs no graph of its own.
-        filled = np.concatenate([ids, np.repeat(ids[-1:], _BATCH - len(ids), axis=0)])
-        z = np.array(step(params, cached(mx.array(filled))))[: len(some)]
-        out[some] = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+        filled = np.concatenate([some, np.repeat(some[-1:], _BATCH - len(some), axis=0)])
+        z = np.array(step(params, cached(mx.array(filled))))[: len(rows)]
+        out[rows] = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
     return out
 
 
@@ -140,6 +146,51 @@ def prototypes(z: np.ndarray, episodes: Episodes) -> np.ndarray:
     means /= np.maximum(np.linalg.norm(means, axis=-1, keepdims=True), 1e-12)
     logits = np.einsum("eqd,ecd->eqc", z[episodes.query], means, optimize=True)
     return (logits.argmax(-1) == episodes.labels("query")).mean(1)
+
+
+class NoneOfThese(NamedTuple):
+    """How well a calibrated threshold tells texts of no label from those of the labels; means over episodes."""
+
+    kept: float  # share of the labels' own texts that are given a label
+    told_off: float  # share of the others that are not
+    accuracy: float  # of the labels given to what is kept
+    auroc: float  # of the scores, whatever the threshold
+
+
+def none_of_these(
+    z: np.ndarray, episodes: Episodes, background: np.ndarray, outside: np.ndarray, *, scale: float = 10.0
+) -> NoneOfThese:
+    """Prototypes with the threshold that `adapt --none-of-these` sets, from unit features.
+
+    Args:
+        z: (M, d) of the texts that episodes number.
+        episodes: with at least two shots: one is held out in turn, and scored for the calibration.
+        background: (B, d) of the texts outside all labels that calibrate.
+        outside: (O, d) of those that are measured.
+    """
+    way, shots = episodes.way, episodes.support.shape[1] // episodes.way
+    rows = []
+    for support, query in zip(episodes.support, episodes.query, strict=True):
+        own = z[support].reshape(way, shots, -1)
+
+        def logits(x: np.ndarray, own: np.ndarray = own, left_out: int | None = None) -> np.ndarray:
+            kept = own if left_out is None else np.delete(own, left_out, axis=1)
+            means = kept.mean(1)
+            return scale * x @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+
+        held = np.concatenate([_energy(logits(own[:, i], left_out=i)) for i in range(min(shots, 3))])
+        threshold = threshold_between(held, _energy(logits(background)))
+        inside, off = logits(z[query]), _energy(logits(outside))
+        on, right = _energy(inside), inside.argmax(1) == episodes.labels("query")
+        kept = on >= threshold
+        ranks = np.searchsorted(np.sort(off), on, side="left") / len(off)
+        rows.append((kept.mean(), (off < threshold).mean(), right[kept].mean() if kept.any() else 0.0, ranks.mean()))
+    return NoneOfThese(*np.mean(rows, axis=0).tolist())
+
+
+def _energy(logits: np.ndarray) -> np.ndarray:
+    top = logits.max(1)
+    return top + np.log(np.exp(logits - top[:, None]).sum(1))
 
 
 def logistic_regression(z: np.ndarray, episodes: Episodes, *, c: float = 1.0) -> np.ndarray:

@@ -31,6 +31,7 @@ FORMAT, FORMAT_VERSION = "efficientai-toolkit adapted model", 1
 ABOUT, ARRAYS = "adapted.json", "adapted.npz"
 _BATCH = 32
 _SIZES = ("hidden_size", "num_layers", "vocab_size")
+_OFF_SHARE = 0.95
 _FOLDS = 3  # of held-out support examples that a threshold is calibrated on
 
 
@@ -292,13 +293,15 @@ def calibrate(
         fast = _adapt(learner, x[rest], mx.array(y[~out]), num_steps)
         logits = learner.learner.predict(problem, fast, x[held])[:, : len(counts)]
         known.append(scores(logits))
-    if not known:
-        return float(np.quantile(off, 0.95))
-    on = np.concatenate(known)
+    return threshold_between(np.concatenate(known), off) if known else float(np.quantile(off, _OFF_SHARE))
+
+
+def threshold_between(on: np.ndarray, off: np.ndarray) -> float:
+    """The threshold with the best balanced accuracy between scores of known inputs and of the background."""
     # Between neighbouring scores, so that a threshold is no example's own score.
     every = np.unique(np.concatenate([on, off]))
     candidates = (every[1:] + every[:-1]) / 2 if len(every) > 1 else every
-    balanced = [(on >= t).mean() + (off < t).mean() for t in candidates]
+    balanced = (on >= candidates[:, None]).mean(1) + (off < candidates[:, None]).mean(1)
     return float(candidates[int(np.argmax(balanced))])
 
 

@@ -163,6 +163,7 @@ class IntentsTable(Table):
             "ours": results[settings[0].name],
             "settings": results,
             "per_episode": per_episode,
+            **(_outside(measure, bench, data_dir) if _compares(row) and row.config["dataset"] == "clinc150" else {}),
             **trained,
             "seconds": time.perf_counter() - started,
             "system": system_info(seed),
@@ -190,7 +191,7 @@ def _method(row: Row, folder: Path, name: str, *, seed: int, data_dir: Path | No
         frozen = load_encoder(SOURCE)
         frozen.freeze()
         compare = recipe.prototypes if kind == "prototypes" else recipe.logistic_regression
-        return _encoded(frozen, compare), {"trainable_parameters": 0, "train_seconds": 0.0}
+        return _Encoded(frozen, compare), {"trainable_parameters": 0, "train_seconds": 0.0}
     if kind == "finetune":
         model = load_encoder(SOURCE, num_classes=5)
         if config["adapter"]:
@@ -223,22 +224,47 @@ def _method(row: Row, folder: Path, name: str, *, seed: int, data_dir: Path | No
         "config": about,
     }
     if kind == "protonet":
-        return _encoded(learner.model, recipe.prototypes), trained
+        return _Encoded(learner.model, recipe.prototypes), trained
     return lambda bench, episodes: recipe.adapted(learner, bench, episodes), trained
 
 
-def _encoded(model: Any, compare: Any):
-    """`compare` on features that are computed once for a bench."""
-    from ..intents import encode
+class _Encoded:
+    """`compare` on features that are computed once."""
 
-    known: dict[int, np.ndarray] = {}
+    def __init__(self, model: Any, compare: Any):
+        self.model, self.compare = model, compare
+        self.z: np.ndarray | None = None
 
-    def measure(bench, episodes):
-        if id(bench) not in known:
-            known[id(bench)] = encode(model, bench)
-        return compare(known[id(bench)], episodes)
+    def features(self, bench: Any) -> np.ndarray:
+        from ..intents import encode
 
-    return measure
+        if self.z is None:
+            self.z = encode(self.model, bench)
+        return self.z
+
+    def __call__(self, bench: Any, episodes: Any) -> np.ndarray:
+        return self.compare(self.features(bench), episodes)
+
+
+def _compares(row: Row) -> bool:
+    return row.config["kind"] in ("prototypes", "protonet")
+
+
+def _outside(measure: _Encoded, bench: Any, data_dir: Path | None) -> dict[str, Any]:
+    """How well "none of these" is told, on CLINC150's out-of-scope queries: train and val calibrate, test measures."""
+    from ...pretrained import load_tokenizer
+    from ...tasks.intents import out_of_scope
+    from ...tasks.storage import data_root
+    from ..intents import Setting, encode_ids, none_of_these
+
+    texts, tokenizer = out_of_scope(data_root(data_dir)), load_tokenizer(SOURCE, max_length=64)
+    background, outside = (
+        encode_ids(measure.model, np.array(tokenizer(part)), tokenizer.pad_id)
+        for part in (texts["train"] + texts["val"], texts["test"])
+    )
+    episodes = bench.episodes(Setting(5, 5), 100)
+    found = none_of_these(measure.features(bench), episodes, background, outside)
+    return {"none_of_these": {"setting": "5-way 5-shot", "episodes": 100, **found._asdict()}}
 
 
 def markdown(table: Table, found: Sequence[Mapping[str, Any]]) -> str:
