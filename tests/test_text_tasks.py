@@ -288,6 +288,24 @@ def test_glue_and_superglue_in_their_own_formats(data_dir):
     assert label == "0"
 
 
+@pytest.mark.parametrize(("name", "tasks"), [("glue", ["rte", "wnli"]), ("superglue", ["cb", "wsc"])])
+def test_an_episode_of_a_benchmark_is_of_one_of_its_tasks(data_dir, source, name, tasks):
+    from efficientai_toolkit.tasks import family
+
+    kind = family(name)(data_dir)
+    sizes = {"k_shot": 2, "query_per_class": 2}
+    for split in ("train", "val", "test"):
+        params = {"tokenizer": str(source[0]), "task": tasks, "split": split, **sizes}
+        config = TaskConfig("t", name, 2, task_params=params)
+        data = kind.data_set(config)
+        drawn = kind.tasks(config, {}, np.arange(50, dtype=np.uint64))["classes"]
+        of_task = [{data.names[c].rpartition("/")[0] for c in each} for each in drawn.tolist()]
+        assert all(len(each) == 1 for each in of_task)
+        assert set.union(*of_task) == {f"{split}/{task}" for task in tasks}
+    with pytest.raises(TaskSamplingError, match="unknown task 'rt'; did you mean 'rte'"):
+        kind.data_set(TaskConfig("t", name, 2, task_params={**params, "task": "rt"}))
+
+
 def test_a_benchmark_task_that_is_damaged_or_not_there(tmp_path):
     from efficientai_toolkit.tasks.glue import read_glue
 
