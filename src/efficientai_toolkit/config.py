@@ -207,9 +207,8 @@ class MetaLearningConfig(Section):
         elif name in type(self).model_fields:
             super().__setattr__(name, value)
         else:
-            raise ConfigurationError(
-                f"unknown key {name!r}{did_you_mean(name, {**type(self).model_fields, **MetaLearningSection.model_fields})}"
-            )
+            known = (*type(self).model_fields, *MetaLearningSection.model_fields)
+            raise ConfigurationError(f"unknown key {name!r}{did_you_mean(name, known)}")
 
 
 Place = Callable[[Keys], str]
