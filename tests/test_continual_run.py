@@ -138,6 +138,9 @@ def test_the_command_runs_resumes_and_reports(contexts, tmp_path):
     assert Path(first["report"]).is_file()
     assert set(first["summary"]) == {"naive", "replay"}
     assert told("continual", "--resume", first["run"], "--json")["summary"] == first["summary"]
+    (Path(first["run"]) / "results.md").unlink()
+    assert told("report", first["run"], "--json")["report"] == first["report"]
+    assert Path(first["report"]).is_file()
     assert "did you mean 'naive'" in refused(*command, "--strategies", "nave")
     assert "STRATEGY.NAME=VALUE" in refused(*command, "--option", "replay")
     assert "is not a run folder" in refused("continual", "--resume", str(tmp_path / "none"))

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("benchmark:benchmark", "Meta-learning"),
     "reproduce": ("reproduce:reproduce", "Meta-learning"),
     "continual": ("continual:continual", "Continual learning"),
+    "melpa": ("melpa:melpa", "Continual learning"),
 }
 
 

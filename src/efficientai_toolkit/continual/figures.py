@@ -27,6 +27,9 @@ TITLES = {
     "derpp": "DER++",
     "progressive": "progressive networks",
     "separate": "separate weights",
+    "melpa": "MeLPA",
+    "melpa-init": "MeLPA, initialisation only",
+    "melpa-update": "MeLPA, update only",
 }
 _COLOURS = {
     "naive": GREY,
@@ -36,8 +39,9 @@ _COLOURS = {
     "si": PURPLE,
     "lwf": ORANGE,
     "replay": GREEN,
+    "melpa": VERMILION,
 }
-_OTHERS = (VERMILION, "#7A5C00", "#44AA99", "#882255", "#999933")
+_OTHERS = ("#A6761D", "#44AA99", "#882255", "#999933")
 
 
 def title_of(strategy: str) -> str:
@@ -84,10 +88,15 @@ def draw(results: Mapping[str, Any], folder: Path) -> dict[Path, str]:
     written = {}
     for name, (function, caption) in names.items():
         figure = function(results)
-        if results["plan"].get("quick"):
-            figure.text(0.5, 0.5, "QUICK", fontsize=70, color=GREY, alpha=0.25, ha="center", va="center", rotation=25)
-        written[save(figure, folder / f"{name}.png")] = caption
+        written[save(stamped(figure, results["plan"]["quick"]), folder / f"{name}.png")] = caption
     return written
+
+
+def stamped(figure: Figure, quick: bool) -> Figure:
+    """QUICK across the figure of a run that was made to try the machinery."""
+    if quick:
+        figure.text(0.5, 0.5, "QUICK", fontsize=70, color=GREY, alpha=0.25, ha="center", va="center", rotation=25)
+    return figure
 
 
 @styled
@@ -150,7 +159,7 @@ def forgetting(results: Mapping[str, Any]) -> Figure:
             low, high = (np.clip(values.mean(0) + sign * half, 0, 1) for sign in (-1, 1))
             axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         ends.append((x[-1], values[:, -1].mean(), title_of(name), colour))
-    _labels(axis, ends)
+    label_ends(axis, ends)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.set_ylim(top=1.01)
     axis.set_xticks(range(1, int(max(end[0] for end in ends)) + 1))
@@ -177,7 +186,7 @@ def adaptation(results: Mapping[str, Any]) -> Figure:
         ends.append((steps[-1], mean[-1], title_of(name), colour))
     axis.set_xscale("symlog", linthresh=1)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    _labels(axis, ends)
+    label_ends(axis, ends)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.set_xlabel("gradient updates")
     axis.set_ylabel("accuracy on the new context")
@@ -206,7 +215,7 @@ def memory(results: Mapping[str, Any]) -> Figure:
     width = 1.25 * max(point[0] for point in points)
     axis.set_ylim(axis.get_ylim()[0] - 0.02, axis.get_ylim()[1] + 0.02)
     for column in {round(20 * point[0] / width) for point in points}:  # only names that are near can collide
-        _labels(axis, [point for point in points if round(20 * point[0] / width) == column], offset=8)
+        label_ends(axis, [point for point in points if round(20 * point[0] / width) == column], offset=8)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.set_xlabel("stored, MB")
     axis.set_xlim(left=0, right=width)
@@ -241,7 +250,7 @@ def _head(figure: Figure, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
 
 
-def _labels(axis: Axes, ends: list[tuple[float, float, str, str]], offset: int = 6) -> None:
+def label_ends(axis: Axes, ends: list[tuple[float, float, str, str]], offset: int = 6) -> None:
     """Names to the right of points, those of near points moved apart."""
     ends = sorted(ends, key=lambda end: end[1])
     low, high = axis.get_ylim()

@@ -59,14 +59,14 @@ def text(results: Mapping[str, Any], figures: Mapping[Path, str]) -> str:
         f"{plan['learning_rate']:g}; the network is a multilayer perceptron of {plan['num_layers']} × "
         f"{plan['hidden_dim']} units. {'One seed' if seeds == 1 else f'{seeds} seeds, mean ± 95 % interval'}.",
         "",
-        *_table(results["summary"]),
+        *table(results["summary"]),
         "",
         "BWT is how much accuracy on earlier contexts changed after they were learned (negative: forgotten), FWT how "
         "much was known of a context before its turn, forgetting the fall from the best accuracy that a context ever "
         "had; all three in percentage points. Learning accuracy is that on each context right after it was learned. "
         '"Kept" is what a strategy stores besides the network.',
         "",
-        *_reading(results["summary"]),
+        *reading(results["summary"]),
     ]
     for path, caption in figures.items():
         lines += ["", f"![{caption}]({path.as_posix()})", "", f"*{caption}*"]
@@ -77,7 +77,8 @@ def text(results: Mapping[str, Any], figures: Mapping[Path, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def table(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A row a strategy, a column a metric."""
     columns = [column for column in _COLUMNS if any(column[0] in values for values in summary.values())]
     lines = ["| | " + " | ".join(title for _, title, *_ in columns) + " |", "|---|" + "---:|" * len(columns)]
     for name, values in summary.items():
@@ -95,7 +96,7 @@ def _table(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _reading(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def reading(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the table says, in sentences."""
     ends = {n: v["average_accuracy"]["mean"] for n, v in summary.items() if n != "joint"}
     sentences = []

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import re
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigurationError, DataError, DataNotFoundError, did_you_mean
+from ..tasks.intents import IntentRows, read_intents
 from ..tasks.storage import data_root
 from .scenarios import Part, Rows, Scenario, split_by_class
 
@@ -88,22 +86,20 @@ def split_cifar100(data_dir: Path | None, seed: int, contexts: int = 10) -> tupl
 
 
 def clinc150(data_dir: Path | None, seed: int, contexts: int = 10) -> tuple[Part, ...]:
-    """Intents of one domain a context (banking, travel, …), in random order; out-of-scope queries left out."""
-    folder = data_root(data_dir) / "clinc150"
-    data, domains = (_json(folder / name) for name in ("data_full.json", "domains.json"))
+    """Intents of one domain a context (banking, travel, …), in random order."""
+    rows = read_intents("clinc150", data_root(data_dir))
+    domains: dict[str, list[str]] = {}
+    for intent, domain in rows.domains.items():
+        domains.setdefault(domain, []).append(intent)
     order = np.random.default_rng([seed, 14]).permutation(len(domains))[:contexts]
-    chosen = [list(domains.items())[i] for i in order]
-    return _texts(chosen, data["train"], data["test"])
+    return _texts([list(domains.items())[i] for i in order], rows)
 
 
 def banking77(data_dir: Path | None, seed: int, contexts: int = 7) -> tuple[Part, ...]:
     """The 77 intents in random order, in equal groups."""
-    folder = data_root(data_dir) / "banking77"
-    train, test = (_csv(folder / f"{name}.csv") for name in ("train", "test"))
-    intents = sorted({intent for _, intent in train})
-    groups = np.array_split(np.random.default_rng([seed, 15]).permutation(intents), contexts)
-    chosen = [(f"intents {i + 1}", [str(name) for name in group]) for i, group in enumerate(groups)]
-    return _texts(chosen, train, test)
+    rows = read_intents("banking77", data_root(data_dir))
+    groups = np.array_split(np.random.default_rng([seed, 15]).permutation(sorted(rows.domains)), contexts)
+    return _texts([(f"intents {i + 1}", [str(name) for name in group]) for i, group in enumerate(groups)], rows)
 
 
 def files(paths: Sequence[Path | str]) -> tuple[Part, ...]:
@@ -188,33 +184,18 @@ def _mnist(data_dir: Path | None) -> tuple[Rows, Rows]:
     return (train_x.reshape(len(train_x), -1), train_y), (test_x.reshape(len(test_x), -1), test_y)
 
 
-def _texts(groups: Sequence[tuple[str, Sequence[str]]], train: Any, test: Any) -> tuple[Part, ...]:
-    """Contexts of named groups of intents, from pairs (text, intent)."""
+def _texts(groups: Sequence[tuple[str, Sequence[str]]], rows: IntentRows) -> tuple[Part, ...]:
+    """Contexts of named groups of intents; the published training and test rows."""
     parts = []
     for name, intents in groups:
         place = {intent: number for number, intent in enumerate(intents)}
-        rows = []
-        for pairs in (train, test):
-            here = [(text, place[intent]) for text, intent in pairs if intent in place]
-            rows += [hashed_words([text for text, _ in here]), np.array([label for _, label in here], np.int32)]
-        parts.append(Part.of(name, *rows))
+        arrays = []
+        for which in ("train", "test"):
+            here = [
+                (text, place[label])
+                for text, label, part in zip(rows.texts, rows.labels, rows.parts, strict=True)
+                if part == which and label in place
+            ]
+            arrays += [hashed_words([text for text, _ in here]), np.array([label for _, label in here], np.int32)]
+        parts.append(Part.of(name, *arrays))
     return tuple(parts)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataNotFoundError(f"{path} is not there; name the folder that has it with --data-dir") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not readable JSON ({error})") from None
-
-
-def _csv(path: Path) -> list[tuple[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [(row["text"], row["category"]) for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        raise DataNotFoundError(f"{path} is not there; name the folder that has it with --data-dir") from None
-    except (OSError, KeyError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not BANKING77's CSV with columns text and category ({error!r})") from None

@@ -216,8 +216,8 @@ def _beginning(initialisation: str, means: tuple[str, str] | None) -> Callable[.
         if initialisation == "fixed" and start is None:
             params = {path: mx.stop_gradient(p) for path, p in params.items()}
         network = initialisation == "network" and start is None
-        with_means = means is not None and is_classification(y)
-        if not (network or with_means):
+        head = means if is_classification(y) else None
+        if not network and head is None:
             return params
         # One pass for both: the head's class means are those of the features before the decoder moved the adapters.
         z = problem.features(params, x).reshape(x.shape[0], -1)
@@ -225,9 +225,9 @@ def _beginning(initialisation: str, means: tuple[str, str] | None) -> Callable[.
             context = mx.stop_gradient(mx.mean(z, axis=0))
             code = mx.tanh(rule["code.weight"] @ (context / _rms(context)) + rule["code.bias"])
             params = {p: a + rule[f"decode.{p}"] @ code if f"decode.{p}" in rule else a for p, a in params.items()}
-        if not with_means:
+        if head is None:
             return params
-        weight, bias = means
+        weight, bias = head
         support = one_hot(y, params[weight].shape[0])
         size = mx.mean(mx.sqrt(mx.sum(mx.square(z), axis=-1) + 1e-12))
         scale = mx.exp(rule["log_scale"])

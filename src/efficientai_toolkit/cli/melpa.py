@@ -1,0 +1,70 @@
+"""`melpa`: meta-learned adapters that keep learning, the whole experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import DataDir, Device, Json, Output, echo_json
+
+
+def melpa(
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes on two cores; the numbers mean nothing.")] = False,
+    model_name: Annotated[
+        str | None, typer.Option("--model-name", "--model_name", help="A folder, package or hub name.")
+    ] = None,
+    adapter_type: Annotated[
+        str | None, typer.Option("--adapter-type", "--adapter_type", metavar="pfeiffer|lora")
+    ] = None,
+    bottleneck_dim: Annotated[int | None, typer.Option("--bottleneck-dim", "--bottleneck_dim")] = None,
+    lora_rank: Annotated[int | None, typer.Option("--lora-rank", "--lora_rank")] = None,
+    n_meta_epochs: Annotated[int | None, typer.Option("--n-meta-epochs", "--n_meta_epochs")] = None,
+    n_tasks: Annotated[int | None, typer.Option("--n-tasks", "--n_tasks", help="Of the test sequence.")] = None,
+    n_epochs_per_task: Annotated[
+        int | None, typer.Option("--n-epochs-per-task", "--n_epochs_per_task", help="Of the baselines.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="One seed only.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="A run folder: go on where it was stopped.")
+    ] = None,
+    data_dir: DataDir = None,
+    output: Output = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Meta-train MeLPA and its ablations, learn unseen tasks in a row with them and with baselines, and report."""
+    from ..devices import select_device
+    from ..recipes.melpa import MeLPAConfig, run_folder
+    from ..runs.experiment import ExperimentManager
+
+    select_device(device)
+    given: dict[str, Any] = {
+        "model_name": model_name,
+        "adapter_type": adapter_type,
+        "bottleneck_dim": bottleneck_dim,
+        "lora_rank": lora_rank,
+        "n_meta_epochs": n_meta_epochs,
+        "n_tasks": n_tasks,
+        "n_epochs_per_task": n_epochs_per_task,
+        "seeds": None if seed is None else (seed,),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if resume is not None:
+        manager = ExperimentManager.open(resume)
+        config = MeLPAConfig.from_dict(manager.config)
+    else:
+        config = MeLPAConfig.quickly(**given) if quick else MeLPAConfig(**given)
+        manager = ExperimentManager(output or "experiments", "MeLPA_quick" if quick else "MeLPA", config.to_dict())
+    results, report = run_folder(
+        config, manager, data_dir=data_dir, watch=lambda line: print(line, flush=True) if not json else None
+    )
+    if json:
+        echo_json({"run": str(manager.path), "report": str(report), "summary": results["summary"]})
+        return
+    from .continual import show
+
+    show({**results, "plan": {"stream": "unseen intents", "kind": "task"}})
+    print(f"Run:    {manager.path}")
+    print(f"Report: {report}")

