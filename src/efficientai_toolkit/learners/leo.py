@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -33,15 +34,18 @@ def decorrelation(rows: mx.array) -> mx.array:
     return mx.mean(mx.square(rows @ rows.T - mx.eye(rows.shape[0])))
 
 
-def _latent_step(rule, state, grads, params, step):
-    return {CODE: params[CODE] - mx.exp(rule["log_rate"]) * grads[CODE]}, state
+def clipped_sgd(rate_of: Callable[[str], str], largest: float | None) -> UpdateRule:
+    """θ ← θ − exp(ρ) g, g the gradient with its norm over all arrays at most `largest`, ρ the array `rate_of(path)`."""
 
+    def update(rule, state, grads, params, step):
+        scale = mx.array(1.0)
+        if largest is not None:
+            square = sum((mx.sum(mx.square(grads[path])) for path in params), mx.array(0.0))
+            scale = mx.minimum(1.0, largest * mx.rsqrt(square + 1e-12))
+        rates = {path: scale * mx.exp(rule[rate_of(path)]) for path in params}
+        return {path: p - rates[path] * grads[path] for path, p in params.items()}, state
 
-def _finetune_step(rule, state, grads, params, step):
-    return {path: p - mx.exp(rule[f"log_rate.{path}"]) * grads[path] for path, p in params.items()}, state
-
-
-LATENT, FINETUNE = UpdateRule(_latent_step), UpdateRule(_finetune_step)
+    return UpdateRule(update)
 
 
 class Target(NamedTuple):
@@ -105,13 +109,14 @@ class LEOLearner(MetaLearner):
         hidden_dim: width of the relation network.
         finetune_steps: steps in weight space after those in latent space.
         finetune_lr: the learned rates of fine-tuning at their start; that of the latent steps starts at `inner_lr`.
+        inner_clip: largest norm of an inner gradient, so that no task's code is thrown far; None leaves it alone.
         kl_weight, encoder_penalty, orthogonality: β, γ, and the weight of the decoder's penalty.
 
     Reference: A. Rusu, D. Rao, J. Sygnowski, O. Vinyals, R. Pascanu, S. Osindero, R. Hadsell, *Meta-Learning with
     Latent Embedding Optimization*, ICLR 2019, arXiv:1807.05960. Differs from the paper in: the head has a bias; the
     KL is in closed form, not by one sample; the decoded weights' deviations do not depend on the code; fine-tuning
-    has a rate for each array, and rates are learned by their logarithms; features are trained along (freeze them for
-    the paper's setting).
+    has a rate for each array, rates are learned by their logarithms, inner gradients are clipped; features are
+    trained along (freeze them for the paper's setting).
     """
 
     algorithm = "leo"
@@ -125,6 +130,7 @@ class LEOLearner(MetaLearner):
         hidden_dim: int = 32,
         finetune_steps: int = 5,
         finetune_lr: float = 0.001,
+        inner_clip: float | None = 10.0,
         kl_weight: float = 0.001,
         encoder_penalty: float = 1e-9,
         orthogonality: float = 0.1,
@@ -148,6 +154,8 @@ class LEOLearner(MetaLearner):
         encoder = nn.Linear(example_dim, latent_dim, bias=False)
         sizes = (2 * latent_dim, 2 * latent_dim, hidden_dim)
         nets = functional(encoder), functional(MLP(*sizes))
+        latent_rule = clipped_sgd(lambda _: "log_rate", inner_clip)
+        finetune_rule = clipped_sgd("log_rate.{}".format, inner_clip)
 
         def init(params, *, key):
             keys = mx.random.split(key, 3)
@@ -203,7 +211,7 @@ class LEOLearner(MetaLearner):
                     decode(p),
                     support_x,
                     support_y,
-                    rule=FINETUNE,
+                    rule=finetune_rule,
                     rule_params=arrays,
                     num_steps=finetune_steps,
                     adapts=target.shapes,
@@ -215,7 +223,7 @@ class LEOLearner(MetaLearner):
                 start,
                 support_x,
                 support_y,
-                rule=LATENT,
+                rule=latent_rule,
                 rule_params=arrays,
                 num_steps=num_steps,
                 adapts=(CODE,),
