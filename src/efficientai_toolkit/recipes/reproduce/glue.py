@@ -142,6 +142,7 @@ class GlueTable(Table):
             "seconds": time.perf_counter() - started,
             "system": system_info(seed),
         }
+        record["system"].pop("command", None)  # of this machine, not of the result
         write_json(file, record)
         return record
 

@@ -156,7 +156,8 @@ class IntentsTable(Table):
             accuracies = measure(bench, bench.episodes(setting, count))
             mean, ci95 = mean_ci95(accuracies)
             results[setting.name] = {"metric": "accuracy", "mean": mean, "ci95": ci95, "episodes": len(accuracies)}
-            per_episode[setting.name] = np.round(accuracies, 4).tolist()
+            # Percent, for paired comparisons; one string, or the record would have a line for each.
+            per_episode[setting.name] = " ".join(f"{100 * accuracy:g}" for accuracy in np.round(accuracies, 4))
         record = {
             "row": row.name,
             "line": row.line,
@@ -171,6 +172,7 @@ class IntentsTable(Table):
             "seconds": time.perf_counter() - started,
             "system": system_info(seed),
         }
+        record["system"].pop("command", None)  # of this machine, not of the result
         write_json(file, record)
         return record
 
