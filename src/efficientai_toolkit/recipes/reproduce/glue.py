@@ -140,9 +140,9 @@ class GlueTable(Table):
             "ours": {"metric": task.metric, "mean": float(np.mean(scores)), "ci95": spread},
             "scores": scores,
             "seconds": time.perf_counter() - started,
-            "system": system_info(seed),
+            "command": f"efficientai-toolkit meta-learning-peft:reproduce {self.name} {row.name} --seed {seed}",
+            "system": {key: value for key, value in system_info(seed).items() if key != "command"},
         }
-        record["system"].pop("command", None)  # of this machine, not of the result
         write_json(file, record)
         return record
 

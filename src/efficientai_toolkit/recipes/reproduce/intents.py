@@ -170,9 +170,9 @@ class IntentsTable(Table):
             **(_outside(measure, bench, data_dir) if _compares(row) and row.config["dataset"] == "clinc150" else {}),
             **trained,
             "seconds": time.perf_counter() - started,
-            "system": system_info(seed),
+            "command": f"efficientai-toolkit meta-learning-peft:reproduce {self.name} {row.name} --seed {seed}",
+            "system": {key: value for key, value in system_info(seed).items() if key != "command"},
         }
-        record["system"].pop("command", None)  # of this machine, not of the result
         write_json(file, record)
         return record
 
