@@ -15,6 +15,7 @@ from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import AdapterError, ConfigurationError, DataError
 from efficientai_toolkit.recipes import intents as recipe
 from efficientai_toolkit.recipes.finetune import batches, finetune, in_order, learning_curve, read_task
+from efficientai_toolkit.recipes.reproduce import intents as table
 from efficientai_toolkit.recipes.reproduce.intents import TABLE, markdown, training
 from efficientai_toolkit.runs.adapted import AdaptedTask, adapt_checkpoint, load_learner
 from efficientai_toolkit.runs.build import checkpoint_file
@@ -240,6 +241,27 @@ def test_every_row_of_the_table_can_be_configured_and_shown():
     }
     text = markdown(TABLE, [record, {**record, "settings": {"5-way 1-shot": {"mean": 0.8, "ci95": 0.01}}}])
     assert "**85.0** ± 1.0 (2 seeds)" in text
+
+
+@pytest.mark.parametrize("kind", ["prototypes", "logistic", "finetune", "protonet", "reptile"])
+def test_a_row_is_made_once_and_taken_from_its_record(encoder, dataset, tmp_path, monkeypatch, kind):
+    adapter = {"method": "lora", "target_modules": ["layers.2.attention.q_proj"], "rank": 2}
+    monkeypatch.setattr(table, "SOURCE", str(encoder))
+    monkeypatch.setattr(table, "ADAPTERS", {"lora": adapter})
+    config = {"kind": kind, "adapter": "lora", "dataset": str(dataset), "learning_rate": 1e-3}
+    # The test split of eight classes has two: too few for an episode of five.
+    whole = {split: np.arange(8) for split in ("train", "val", "test")}
+    monkeypatch.setattr("efficientai_toolkit.tasks.intents.split_classes", lambda *_: whole)
+    row = table.Row(f"{kind}-mine", TABLE.rows[0].line, "BANKING77", config)
+    record = TABLE.run(row, tmp_path, quick=True)
+    assert list(record["settings"]) == ["5-way 1-shot"]
+    assert len(record["per_episode"]["5-way 1-shot"].split()) == 8
+    assert "command" not in record["system"]  # it names folders of the machine
+    assert TABLE.run(row, tmp_path, quick=True)["seconds"] == record["seconds"]
+    (tmp_path / f"{kind}-mine.json").unlink()
+    again = TABLE.run(row, tmp_path, quick=True)  # trained already: the run folder is gone on with
+    assert again["settings"] == record["settings"]
+    assert len(list((tmp_path / "runs").glob("*"))) == (kind in ("protonet", "reptile"))
 
 
 def test_glue_draws_are_balanced_and_a_start_must_fit(encoder, dataset):

@@ -145,7 +145,7 @@ class IntentsTable(Table):
         if file.is_file():
             return read_json(file)
         started, kind = time.perf_counter(), row.config["kind"]
-        bench = Bench(row.config["dataset"], data_dir)
+        bench = Bench(row.config["dataset"], data_dir, tokenizer=SOURCE)
         measure, trained = _method(row, folder, name, seed=seed, data_dir=data_dir, quick=quick, watch=watch)
         # Steps over a hundred texts an episode would take hours on a CPU.
         settings = [s for s in SETTINGS if _compares(row) or kind == "logistic" or s.way * s.shot <= _STEPS_ON]
