@@ -24,6 +24,7 @@ from efficientai_toolkit import (
     TaskSamplingError,
     cross_entropy_loss,
     functional,
+    learner_class,
     mse_loss,
     trainable,
 )
@@ -305,6 +306,30 @@ def test_a_checkpoint_of_another_model_is_refused_by_name_and_shape(tmp_path):
 def test_impossible_arguments_are_refused(arguments, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
         MAMLLearner(SimpleClassifier(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "sentence"),
+    [
+        ("reptile", {"inner_batch_size": "abc"}, "option 'inner_batch_size' should be a valid integer"),
+        ("reptile", {"inner_batch_size": 0}, "should be greater than or equal to 1, got 0"),
+        ("reptile", {"use_query": "maybe"}, "option 'use_query' should be a valid boolean"),
+        ("anil", {"adapts": 5}, "option 'adapts' should be a valid list"),
+        ("imaml", {"cg_steps": -1}, "got -1"),
+        ("imaml", {"strength": float("nan")}, "should be a finite number"),
+        ("reptile", {"chunk": "abc"}, "chunk must be a whole number of at least 1, got 'abc'"),
+        ("reptile", {"inner_lr": "abc"}, "inner_lr must be a positive number, got 'abc'"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused(algorithm, options, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        learner_class(algorithm)(SimpleClassifier(), **options)
+
+
+def test_options_are_read_as_they_are_annotated():
+    assert learner_class("meta_sgd")(SimpleClassifier(), rate_range=[0.01, 0.02]).options == {
+        "rate_range": (0.01, 0.02)
+    }
 
 
 def test_impossible_numbers_of_steps_are_refused():

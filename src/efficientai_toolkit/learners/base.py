@@ -6,12 +6,14 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from ..checkpoint import read_npz, write_npz
 from ..errors import CheckpointError, ConfigurationError, ModelError, TaskSamplingError, did_you_mean
@@ -71,7 +73,7 @@ class MetaLearner:
         )
         _check_whole(0, num_inner_steps=num_inner_steps)
         _check_whole(1, chunk=chunk)
-        self._check_options(options)
+        options = self._checked(options)
         params = trainable(model)
         if not params:
             raise ModelError(f"{type(model).__name__} has no trainable parameters: a learner adapts exactly those")
@@ -99,11 +101,20 @@ class MetaLearner:
         return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
     @classmethod
-    def _check_options(cls, options: Mapping[str, Any]) -> None:
+    def _checked(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options as the annotations of `build` have them: a YAML list where it says tuple is one."""
         known = cls.option_names()
-        for name in options:
+        hints = get_type_hints(cls.build, include_extras=True) if options else {}
+        checked = {}
+        for name, value in options.items():
             if name not in known:
                 raise ConfigurationError(f"{cls.__name__} has no option {name!r}{did_you_mean(name, known)}")
+            try:
+                checked[name] = TypeAdapter(hints[name], config={"allow_inf_nan": False}).validate_python(value)
+            except ValidationError as error:
+                said = error.errors()[0]["msg"].removeprefix("Input ")
+                raise ConfigurationError(f"{cls.__name__}: option {name!r} {said}, got {value!r}") from None
+        return checked
 
     # --- what it holds -------------------------------------------------------------------------------------------
 
@@ -342,11 +353,11 @@ def _cycle(episodes: list, size: int, num_iterations: int | None) -> Iterator[li
 
 def _check_positive(**values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ConfigurationError(f"{name} must be a positive number, got {value}")
+        if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value > 0):
+            raise ConfigurationError(f"{name} must be a positive number, got {value!r}")
 
 
 def _check_whole(least: int, **values: int | None) -> None:
     for name, value in values.items():
-        if value is not None and (value != value or value < least or value % 1):
-            raise ConfigurationError(f"{name} must be a whole number of at least {least}, got {value}")
+        if value is not None and not (isinstance(value, Real) and value >= least and value % 1 == 0):
+            raise ConfigurationError(f"{name} must be a whole number of at least {least}, got {value!r}")

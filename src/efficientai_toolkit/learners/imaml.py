@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from ..config import Count
 from ..errors import ConfigurationError
 from ..nn.functional import Parameters
 from ..tasks.episode import Episode
@@ -77,7 +78,7 @@ class IMAMLLearner(MetaLearner):
 
     algorithm = "imaml"
 
-    def build(self, *, strength: float = 2.0, cg_steps: int = 5) -> Learner:
+    def build(self, *, strength: float = 2.0, cg_steps: Count = 5) -> Learner:
         if strength <= 0:
             raise ConfigurationError(f"strength must be positive, got {strength}")
         rule = proximal_sgd(self.inner_lr, strength)

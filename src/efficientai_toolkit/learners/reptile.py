@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..config import Count
 from ..errors import ConfigurationError, did_you_mean
 from ..tasks.episode import Episode
 from .base import MetaLearner
@@ -67,7 +68,7 @@ class ReptileLearner(MetaLearner):
     algorithm = "reptile"
 
     def build(
-        self, *, inner_optimizer: str = "sgd", inner_batch_size: int | None = None, use_query: bool = False
+        self, *, inner_optimizer: str = "sgd", inner_batch_size: Count | None = None, use_query: bool = False
     ) -> Learner:
         if inner_optimizer not in UPDATE_RULES:
             raise ConfigurationError(
