@@ -175,6 +175,13 @@ def test_intents_by_domain_and_by_group(data_dir):
     assert sum(part.num_classes for part in banking77(data_dir, seed=0)) == 77
 
 
+def test_benchmarks_of_text_as_sequences_of_tasks(data_dir):
+    parts = build_scenario("superglue", "task", data_dir=data_dir).parts
+    assert len({part.name for part in parts}) == len(parts) >= 3
+    assert {part.num_classes for part in parts} == {2, 3}  # CB has three
+    assert all(len(part.train()[1]) and len(part.test()[1]) for part in parts)
+
+
 def test_hashed_words_are_unit_vectors_that_know_words():
     a, b, c = hashed_words(["Book a flight to Rome!", "book a flight to rome", "what's my balance"], 512)
     assert np.linalg.norm(a) == pytest.approx(1, rel=1e-6)

@@ -18,8 +18,8 @@ def continual(
             "--scenario",
             "-s",
             metavar="STREAM/KIND",
-            help="split-mnist, permuted-mnist, split-omniglot, split-cifar100, clinc150 or banking77; "
-            "kind task, domain or class.",
+            help="split-mnist, permuted-mnist, split-omniglot, split-cifar100, clinc150, banking77, glue or "
+            "superglue; kind task, domain or class.",
         ),
     ] = "split-mnist/task",
     strategies: Annotated[str, typer.Option("--strategies", help="Comma-separated; '+' joins two.")] = (

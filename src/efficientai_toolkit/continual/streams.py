@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,6 +103,20 @@ def banking77(data_dir: Path | None, seed: int, contexts: int = 7) -> tuple[Part
     return _texts([(f"intents {i + 1}", [str(name) for name in group]) for i, group in enumerate(groups)], rows)
 
 
+def glue(data_dir: Path | None, seed: int, contexts: int | None = None) -> tuple[Part, ...]:
+    """One GLUE task a context, in random order; the published training and development rows."""
+    from ..tasks.glue import TASKS, read_glue
+
+    return _benchmark(TASKS, partial(read_glue, data_root(data_dir)), seed, contexts)
+
+
+def superglue(data_dir: Path | None, seed: int, contexts: int | None = None) -> tuple[Part, ...]:
+    """One SuperGLUE task a context, in random order; the published training and validation rows."""
+    from ..tasks.superglue import TASKS, read_superglue
+
+    return _benchmark(TASKS, partial(read_superglue, data_root(data_dir)), seed, contexts)
+
+
 def files(paths: Sequence[Path | str]) -> tuple[Part, ...]:
     """A user's own contexts: one `.npz` each with `train_x`, `train_y`, `test_x`, `test_y`."""
     parts = []
@@ -130,6 +145,8 @@ STREAMS: dict[str, Callable[..., tuple[Part, ...]]] = {
     "split-cifar100": split_cifar100,
     "clinc150": clinc150,
     "banking77": banking77,
+    "glue": glue,
+    "superglue": superglue,
 }
 
 
@@ -199,3 +216,20 @@ def _texts(groups: Sequence[tuple[str, Sequence[str]]], rows: IntentRows) -> tup
             arrays += [hashed_words([text for text, _ in here]), np.array([label for _, label in here], np.int32)]
         parts.append(Part.of(name, *arrays))
     return tuple(parts)
+
+
+def _benchmark(
+    tasks: Mapping[str, Any], read: Callable[[str, str], list], seed: int, contexts: int | None
+) -> tuple[Part, ...]:
+    """The tasks that have both training and development rows; a pair of texts counts as one text."""
+    parts = []
+    for name in np.random.default_rng([seed, 16]).permutation(sorted(tasks)).tolist():
+        place = {label: number for number, label in enumerate(tasks[name].labels)}
+        rows = [read(name, which) for which in ("train", "dev")]
+        if all(rows):
+            arrays = []
+            for part in rows:
+                texts = [text if isinstance(text, str) else " ".join(text) for text, _ in part]
+                arrays += [hashed_words(texts), np.array([place[label] for _, label in part], np.int32)]
+            parts.append(Part.of(name, *arrays))
+    return tuple(parts[:contexts])

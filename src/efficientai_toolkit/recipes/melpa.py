@@ -310,7 +310,7 @@ def experiment(
                 agent = build_learner(
                     name, build_model(config, scenario.num_outputs, seed), dict(BASELINES[name]), iterations=steps,
                     batch_size=config.batch_size, learning_rate=config.learning_rate, seed=seed, kind="task",
-                    compile=_compiles(),
+                    compile=not config.quick,  # compiling takes longer than a quick run
                 )  # fmt: skip
             checkpoint = folder / "checkpoints" / f"{name}-seed{seed}.npz"
             results["runs"][key] = run_one(agent, scenario, f"{name}, seed {seed}", steps, checkpoint, watch)
@@ -354,7 +354,7 @@ def _meta_train(
     """A variant, meta-trained; its checkpoint and history are kept after every epoch."""
     learner = MeLPALearner(
         build_model(config, config.way, seed), config.inner_lr, config.outer_lr, config.inner_steps, seed=seed,
-        sequence=config.sequence, first_order=True, gradient_clip=10.0, compile=_compiles(), **VARIANTS[name],
+        sequence=config.sequence, first_order=True, gradient_clip=10.0, compile=not config.quick, **VARIANTS[name],
     )  # fmt: skip
     checkpoint = folder / "checkpoints" / f"meta-{name}-seed{seed}.npz"
     log = checkpoint.with_suffix(".json")
@@ -383,11 +383,6 @@ def _meta_train(
             f"{100 * recent:.1f} %, {history['seconds']:.0f} s"
         )
     return learner, history
-
-
-def _compiles() -> bool:
-    # On a CPU these graphs are matmuls, and compiling their long traces takes longer than it saves.
-    return mx.default_device() != mx.cpu
 
 
 def _rows(
