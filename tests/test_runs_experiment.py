@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from efficientai_toolkit.errors import CheckpointNotFoundError, DataError, OutputError
-from efficientai_toolkit.runs.experiment import ExperimentManager
 from efficientai_toolkit.files import jsonable, read_json, write_json
+from efficientai_toolkit.runs.experiment import ExperimentManager
 
 CONFIG = {
     "meta_learning": {"algorithm": "maml", "seed": 0},

@@ -17,8 +17,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import ConfigurationError, ModelError, did_you_mean
-from .bert_config import ACTIVATIONS, EncoderConfig, hf_name
 from ..pretrained import TextTokenizer, load_tokenizer, read_json, read_weights, resolve
+from .bert_config import ACTIVATIONS, EncoderConfig, hf_name
 
 POOLINGS = ("mean", "cls")
 # What a checkpoint may hold besides the encoder: other heads, and buffers of older versions.

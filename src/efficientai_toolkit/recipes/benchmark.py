@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -212,7 +213,7 @@ class _device_restored:
 
 
 def _machine() -> dict[str, Any]:
-    return {"version": __version__, "mlx": mx.__version__, "machine": device_info()}
+    return {"version": __version__, "mlx": version("mlx"), "machine": device_info()}
 
 
 def _speedups(results: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -117,9 +117,7 @@ class ExperimentManager:
             except json.JSONDecodeError as error:
                 if number == len(lines):
                     break
-                raise DataError(
-                    f"{self.metrics_path}, line {number}: not valid JSON ({error.msg})"
-                ) from error
+                raise DataError(f"{self.metrics_path}, line {number}: not valid JSON ({error.msg})") from error
             if not isinstance(row, dict):
                 raise DataError(f"{self.metrics_path}, line {number}: expected a mapping, got {line[:40]!r}")
             rows.append(row)
@@ -239,9 +237,7 @@ def _version(package: str) -> str | None:
 def _git_commit() -> str | None:
     """The commit checked out where the command was given, or null outside a repository."""
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=2, check=False
-        )
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=2, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

@@ -57,7 +57,7 @@ def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[EpisodeStack]
                     "both need the same number, at least one"
                 )
         groups.setdefault(tuple((a.shape, a.dtype) for a in episode), []).append(episode)
-    return [EpisodeStack(*(mx.stack(parts) for parts in zip(*group, strict=True))) for group in groups.values()]
+    return [EpisodeStack(*(mx.stack(list(parts)) for parts in zip(*group, strict=True))) for group in groups.values()]
 
 
 def as_stacks(episodes: Sequence[Sequence[mx.array]] | EpisodeStack) -> list[EpisodeStack]:
@@ -66,7 +66,7 @@ def as_stacks(episodes: Sequence[Sequence[mx.array]] | EpisodeStack) -> list[Epi
         return [episodes]
     if len(episodes) == 4 and all(isinstance(part, mx.array) for part in episodes):
         if isinstance(episodes, Episode):
-            return stack_episodes([episodes])
+            return stack_episodes([tuple(episodes)])
         raise TaskSamplingError(
             "expected a list of episodes, got one; write [episode], or EpisodeStack(*arrays) for a stack"
         )
