@@ -89,9 +89,13 @@ def build_model(config: MetaLearningConfig, input_shape: tuple[int, ...], output
 
     options = dict(config.adapter.options)
     head = options.pop("train_head", False)
-    return attach(
-        model, adapter_config(config.adapter.method, **options), config.adapter.target_modules, train_head=head
-    )
+    try:
+        settings = adapter_config(config.adapter.method, **options)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"adapter: {config.adapter.method!r} cannot be built from {options}: {error}"
+        ) from error
+    return attach(model, settings, config.adapter.target_modules, train_head=head)
 
 
 def build_learner(config: MetaLearningConfig, model: nn.Module) -> MetaLearner:
