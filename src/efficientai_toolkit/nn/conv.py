@@ -10,9 +10,13 @@ the memory.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
+
+custom_function: Any = mx.custom_function  # whose stubs forget what is returned
 
 
 class Correlation:
@@ -29,11 +33,11 @@ class Correlation:
         self._folded: dict[int, mx.array] = {}
         self.transpose = transpose or Correlation(_transposed(taps, rows_in), taps.shape[0], self)
 
-        @mx.custom_function
+        @custom_function
         def apply(x, w):
             return self._columns(x) @ _matrix(w)
 
-        @mx.custom_function
+        @custom_function
         def weight_gradient(x, dy):
             flat = dy.swapaxes(-1, -2) @ self._columns(x)
             return flat.reshape(*flat.shape[:-1], taps.shape[1], x.shape[-1])
@@ -201,18 +205,18 @@ def _pooling(rows: int, q: int):
     def blocks(y):
         return [y[i * q : (i + 1) * q] for i in range(4)]
 
-    @mx.custom_function
+    @custom_function
     def pool(y):
         return _largest(*blocks(y))
 
-    @mx.custom_function
+    @custom_function
     def route(winner, v):
         parts = [mx.where(winner == i, v, 0) for i in range(4)]
         if rows > 4 * q:
             parts.append(mx.zeros((rows - 4 * q, v.shape[1]), v.dtype))
         return mx.concatenate(parts)
 
-    @mx.custom_function
+    @custom_function
     def pick(winner, y):
         a, b, c, d = blocks(y)
         return mx.where(winner == 0, a, mx.where(winner == 1, b, mx.where(winner == 2, c, d)))

@@ -11,7 +11,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from .conv import conv2d, max_pool2d
+from .conv import conv2d, custom_function, max_pool2d
 from .functional import next_key
 
 __all__ = ["Conv2d", "Dropout", "EpisodicBatchNorm", "Linear", "conv2d", "max_pool2d"]
@@ -30,22 +30,22 @@ class Linear(nn.Linear):
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-@mx.custom_function
+@custom_function
 def _affine(a: mx.array, b: mx.array, c: mx.array) -> mx.array:
     return mx.addmm(c, a, b.T)
 
 
-@mx.custom_function
+@custom_function
 def _times(a: mx.array, b: mx.array) -> mx.array:
     return a @ b
 
 
-@mx.custom_function
+@custom_function
 def _times_transpose(a: mx.array, b: mx.array) -> mx.array:
     return a @ b.T
 
 
-@mx.custom_function
+@custom_function
 def _transpose_times(a: mx.array, b: mx.array) -> mx.array:
     return a.T @ b
 

@@ -66,7 +66,7 @@ def as_stacks(episodes: Sequence[Sequence[mx.array]] | EpisodeStack) -> list[Epi
         return [episodes]
     if len(episodes) == 4 and all(isinstance(part, mx.array) for part in episodes):
         if isinstance(episodes, Episode):
-            return stack_episodes([tuple(episodes)])
+            return stack_episodes([episodes])  # pyright: ignore[reportArgumentType]
         raise TaskSamplingError(
             "expected a list of episodes, got one; write [episode], or EpisodeStack(*arrays) for a stack"
         )
