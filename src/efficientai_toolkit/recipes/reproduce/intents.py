@@ -255,7 +255,7 @@ def _compares(row: Row) -> bool:
     return row.config["kind"] in ("prototypes", "protonet")
 
 
-def _outside(measure: _Encoded, bench: Any, data_dir: Path | None) -> dict[str, Any]:
+def _outside(measure: Any, bench: Any, data_dir: Path | None) -> dict[str, Any]:
     """How well "none of these" is told, on CLINC150's out-of-scope queries: train and val calibrate, test measures."""
     from ...pretrained import load_tokenizer
     from ...tasks.intents import out_of_scope
