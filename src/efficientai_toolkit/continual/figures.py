@@ -28,7 +28,7 @@ TITLES = {
     "progressive": "progressive networks",
     "separate": "separate weights",
     "melpa": "MeLPA",
-    "melpa-init": "MeLPA, initialisation only",
+    "melpa-init": "MeLPA, start only",
     "melpa-update": "MeLPA, update only",
 }
 _COLOURS = {

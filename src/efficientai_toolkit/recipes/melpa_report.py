@@ -114,11 +114,12 @@ def text(results: Mapping[str, Any], drawn: Mapping[Path, str]) -> str:
     config, seeds = results["config"], max(v["seeds"] for v in results["summary"].values())
     quick = "**QUICK: made to see that everything runs. These numbers mean nothing.**\n\n" if config["quick"] else ""
     size = f"{config['bottleneck_dim']} wide" if config["adapter_type"] == "pfeiffer" else f"rank {config['lora_rank']}"
+    layers = "last layer" if config["upper_layers"] == 1 else f"last {config['upper_layers']} layers"
     lines = [
         "# Meta-learned adapters that keep learning",
         "",
         f"{quick}A frozen encoder ({config['model_name']}) carries {config['adapter_type']} adapters ({size}) in its "
-        f"last {config['upper_layers']} layers. It learns {len(results['contexts'])} tasks in turn "
+        f"{layers}. It learns {len(results['contexts'])} tasks in turn "
         f"({', '.join(results['contexts'])}), each of {config['way']} intents with {config['shot']} examples "
         f"({config['way'] * config['shot']} in all). A task has a head of its own, and is known at test time; the "
         "adapters are shared, so learning a task may spoil those before it. "
