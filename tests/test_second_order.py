@@ -28,6 +28,8 @@ class Smooth(nn.Module):
         self.body, self.head = Linear(1, 12), Linear(12, 1)
         self.body.weight = mx.random.normal((12, 1), key=mx.random.key(1))
         self.head.weight = mx.random.normal((1, 12), key=mx.random.key(2)) * 0.3
+        # The default biases are drawn from the global generator, and would differ from run to run.
+        self.body.bias, self.head.bias = mx.zeros(12), mx.zeros(1)
 
     def __call__(self, x):
         return self.head(mx.tanh(self.body(x)))
