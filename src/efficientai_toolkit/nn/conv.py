@@ -15,7 +15,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-
 custom_function: Any = mx.custom_function  # whose stubs forget what is returned
 
 
