@@ -25,7 +25,9 @@ import numpy as np
 from workloads import WORKLOADS, arrays
 
 HERE = Path(__file__).parent
-TOLERANCE = 1e-3  # relative, of the losses of three meta-steps in float32
+# Relative, of the query losses of three meta-steps in float32: of the first, and of those after an update, where Adam
+# magnifies the rounding of small gradients. (The tests hold the meta-gradients themselves to 1e-5 of torch.func's.)
+TOLERANCES = (1e-3, 1e-2, 1e-2)
 ROSTER = {  # module -> contestant -> workloads
     "ours": {"ours": "abc", "ours, with drawing": "ac"},
     "pytorch": {"autograd loop": "abc", "torch.func": "abc", "torch.compile": "ac"},
@@ -108,7 +110,8 @@ def _verify(name: str, results: dict[str, dict]) -> None:
         return
     reference = next(iter(same.values()))
     for contestant, losses in same.items():
-        if not np.allclose(losses, reference, rtol=TOLERANCE, atol=1e-5):
+        off = np.abs(np.subtract(losses, reference))
+        if not np.all(off <= np.multiply(TOLERANCES, np.abs(reference)) + 1e-5):
             raise SystemExit(f"workload {name}: {contestant} computes something else: {losses}, expected {reference}")
 
 
