@@ -39,13 +39,6 @@ def test_adaptation_speed_by_hand():
     assert metrics.steps_to([0, 3], [0.1, 0.2], 0.5) is None
 
 
-def test_interval_is_students():
-    values = [1.0, 2.0, 3.0, 4.0]
-    mean, half = metrics.interval(values)
-    assert (mean, half) == (2.5, pytest.approx(3.182 * np.std(values, ddof=1) / 2))
-    assert metrics.interval([0.3]) == (0.3, None)
-
-
 def offered(n: int, groups: int = 1, first: int = 0) -> dict[str, np.ndarray]:
     x = np.arange(first, first + n, dtype=np.uint8 if n < 256 else np.int32)[:, None]
     return {"x": x, "y": np.arange(n, dtype=np.int32) % groups, "context": np.zeros(n, np.int32)}

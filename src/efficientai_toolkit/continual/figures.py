@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from ..intervals import mean_ci95
 from ..runs.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, save, styled
-from .metrics import interval
 
 TITLES = {
     "naive": "fine-tuning",
@@ -155,7 +155,7 @@ def forgetting(results: Mapping[str, Any]) -> Figure:
         x = np.arange(1, values.shape[1] + 1)
         axis.plot(x, values.mean(0), color=colour, marker="o", markersize=3.5)
         if len(values) > 1:
-            half = np.array([interval(list(column))[1] for column in values.T], float)
+            half = np.array([mean_ci95(column)[1] for column in values.T], float)
             low, high = (np.clip(values.mean(0) + sign * half, 0, 1) for sign in (-1, 1))
             axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         ends.append((x[-1], values[:, -1].mean(), title_of(name), colour))
@@ -207,7 +207,7 @@ def memory(results: Mapping[str, Any]) -> Figure:
         if name == "progressive":
             stored = np.mean([4 * r["parameters"] for r in records]) / 1e6
         values = [record["average_accuracy"] for record in records]
-        mean, half = interval(values)
+        mean, half = mean_ci95(values)
         colour = colour_of(name, list(runs))
         bar = None if half is None else [[mean - max(mean - half, 0)], [min(mean + half, 1) - mean]]
         axis.errorbar(stored, mean, yerr=bar, color=colour, marker="o", markersize=6, capsize=3, elinewidth=1)

@@ -69,24 +69,3 @@ def summary(matrix: ArrayLike, untrained: ArrayLike | None = None) -> dict[str, 
         "learning_accuracy": learning_accuracy(matrix),
     }
     return {name: value if np.isfinite(value) else None for name, value in values.items()}
-
-
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """(mean, half-width of the 95 % interval by Student's t); no width for one value."""
-    n = len(values)
-    mean = float(np.mean(values))
-    if n < 2:
-        return mean, None
-    return mean, float(_t975(n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-
-
-# 97.5 % quantiles of Student's t for 1 … 30 degrees of freedom.
-_T975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-
-
-def _t975(freedom: int) -> float:
-    return _T975[freedom - 1] if freedom <= len(_T975) else 1.96 + 2.4 / freedom

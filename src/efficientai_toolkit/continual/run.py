@@ -16,8 +16,9 @@ from ..backbones.mlp import MLP
 from ..checkpoint import read_npz, write_npz
 from ..errors import ConfigurationError
 from ..files import read_json, write_json
+from ..intervals import mean_ci95
 from . import build_learner, strategy_class
-from .metrics import adaptation_speed, interval, summary
+from .metrics import adaptation_speed, summary
 from .scenarios import Scenario
 from .streams import build_scenario
 
@@ -226,7 +227,7 @@ def summarise(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
         for metric in METRICS:
             values = [record[metric] for record in mine if record.get(metric) is not None]
             if values:
-                mean, half = interval(values)
+                mean, half = mean_ci95(values)
                 table[name][metric] = {"mean": mean, "ci95": half, "values": values}
     return table
 

@@ -13,15 +13,16 @@ import numpy as np
 
 from ..errors import ConfigurationError, ModelError, TaskSamplingError
 from ..files import jsonable, write_json
+from ..intervals import mean_ci95
 from ..learners.base import Episodes, MetaLearner
 from ..nn.losses import LossFn
 from ..runs.build import Built
-from ..runs.evaluate import draw, mean_ci95
+from ..runs.evaluate import draw
 from ..tasks.distribution import TaskDistribution
 from ..tasks.episode import Episode, EpisodeStack, as_stacks, stack_episodes
 from .baseline import choose_rate, fine_tuner, joint_pretraining, untrained_model
 
-Results = dict[int, dict[str, float]]
+Results = dict[int, dict[str, float | None]]
 # Offered to each baseline, in multiples of the learner's own inner rate; validation tasks choose.
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
 # Of fine-tuning, where nothing says how many and the learner has none.
@@ -85,7 +86,7 @@ class BaselineComparison:
 
     def evaluate_standard_finetuning(
         self, model: nn.Module, episodes: Episodes, num_steps: int | None = None, lr: float | None = None
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """Fine-tune copies of `model` on the support of each episode, measure on its query.
 
         Returns:
@@ -313,7 +314,7 @@ def draw_comparison(report: dict[str, Any], path: Path) -> Path:
     for name, rows in report["results"].items():
         points = [(int(k), row[kind], row[f"{kind}_ci95"]) for k, row in rows.items() if row[kind] is not None]
         if points:
-            curves[name] = Curve(*(list(values) for values in zip(*points, strict=True)))
+            curves[name] = Curve(*np.array(points, float).T.tolist())
     return save(comparison(curves, report["metric"], report["title"], of=report["k_counts"]), path)
 
 

@@ -12,10 +12,10 @@ from matplotlib.ticker import PercentFormatter
 
 from ..continual import figures
 from ..continual.figures import by_strategy, colour_of, stamped, title_of
-from ..continual.metrics import interval
 from ..continual.report import reading, table
 from ..errors import DataError
 from ..files import read_json, write_text
+from ..intervals import mean_ci95
 from ..runs.plots import save, styled
 
 STORES = ("replay", "derpp")  # methods that keep examples
@@ -92,7 +92,7 @@ def ablation(results: Mapping[str, Any]) -> Figure:
         axes, ("average_accuracy", "backward_transfer"), ("average accuracy", "backward transfer"), strict=True
     ):
         for row, name in enumerate(names):
-            mean, half = interval([record[metric] for record in runs[name]])
+            mean, half = mean_ci95([record[metric] for record in runs[name]])
             axis.barh(
                 row, mean, color=colour_of(name, list(runs)), height=0.6, xerr=half if len(runs[name]) > 2 else None
             )

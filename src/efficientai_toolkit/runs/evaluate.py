@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import ConfigurationError
 from ..files import jsonable, write_json
+from ..intervals import mean_ci95
 from .build import Built, checkpoint_file, restore
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def evaluate_tasks(
     values = per_task[f"step_{trained}_{short}"]
     mean, ci95 = mean_ci95(values)
     last = trained if learner.per_step_rule else shown[-1]
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | None] = {}
     for k in shown:
         for kind in ("acc", "loss"):
             if f"step_{k}_{kind}" in per_task:
@@ -142,14 +143,6 @@ def draw(tasks: TaskDistribution, episodes: int) -> Iterable[list[EpisodeStack]]
         yield tasks.batch_at(index, _DRAWN)
     if episodes % _DRAWN:
         yield tasks.batch_at(0, episodes % _DRAWN)
-
-
-def mean_ci95(values: np.ndarray) -> tuple[float, float]:
-    """Mean over tasks, and the half-width of its 95 % interval (1.96 standard errors)."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        values = np.asarray(values, np.float64)
-        spread = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        return float(values.mean()), float(spread)
 
 
 def steps_to_share(

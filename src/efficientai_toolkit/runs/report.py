@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..files import read_json, write_json, write_text
+from ..intervals import mean_ci95
 from .build import Built, checkpoint_file, restore
-from .evaluate import Evaluation, evaluate_built, mean_ci95
+from .evaluate import Evaluation, evaluate_built
 from .experiment import ExperimentManager
 
 
@@ -69,7 +70,9 @@ def draw_plots(run: ExperimentManager, built: Built, evaluation: Evaluation) -> 
     fits = not np.array_equal(before, after)  # a closed form and prototypes have no steps to show
     if fits and np.isfinite(after).any() and np.isfinite(before).any():
         means = [mean_ci95(evaluation.per_task[f"step_{k}_{short}"]) for k in evaluation.steps]
-        curve = plots.Curve(evaluation.steps, [mean for mean, _ in means], [ci95 for _, ci95 in means])
+        curve = plots.Curve(
+            evaluation.steps, [mean for mean, _ in means], np.array([ci95 for _, ci95 in means], float).tolist()
+        )
         title = _gain(before, after, metric, trained)
         figures["adaptation_curve"] = (
             plots.adaptation_curves({learner.algorithm: curve}, metric, title, trained_steps=trained),

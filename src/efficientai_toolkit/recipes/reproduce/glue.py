@@ -12,6 +12,7 @@ import numpy as np
 
 from ...config import MetaLearningConfig
 from ...files import read_json, write_json, write_text
+from ...intervals import mean_ci95
 from ...runs.experiment import system_info
 from ...runs.train import Watch, resume, train
 from ...tasks.glue import METRICS
@@ -131,13 +132,13 @@ class GlueTable(Table):
                 measure_each=False,
             )
             scores.append(done.curve[-1]["score"])
-        spread = 1.96 * float(np.std(scores, ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else None
+        mean, ci95 = mean_ci95(scores)
         record = {
             "row": row.name,
             "line": row.line,
             "column": row.column,
             "quick": quick,
-            "ours": {"metric": task.metric, "mean": float(np.mean(scores)), "ci95": spread},
+            "ours": {"metric": task.metric, "mean": mean, "ci95": ci95},
             "scores": scores,
             "seconds": time.perf_counter() - started,
             "command": f"efficientai-toolkit meta-learning-peft:reproduce {self.name} {row.name} --seed {seed}",

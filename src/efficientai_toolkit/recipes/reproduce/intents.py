@@ -12,7 +12,7 @@ import numpy as np
 
 from ...config import MetaLearningConfig
 from ...files import read_json, write_json, write_text
-from ...runs.evaluate import mean_ci95
+from ...intervals import mean_ci95
 from ...runs.experiment import system_info
 from ...runs.train import Watch, resume, train
 from .table import Row, Table

@@ -202,5 +202,5 @@ def _cell(record: Mapping[str, Any], published: Mapping[str, float | None], perc
         ours = f"**{100 * mean:.2f}**" + ("" if ci95 is None else f" ± {100 * ci95:.2f}")
         return ours if paper is None else f"{ours} ({paper:.2f})"
     digits = 3 if mean >= 0.1 else 4
-    ours = f"**{mean:.{digits}f}** ± {ci95:.{digits}f}"
+    ours = f"**{mean:.{digits}f}**" + ("" if ci95 is None else f" ± {ci95:.{digits}f}")
     return ours if paper is None else f"{ours} ({paper:g})"

@@ -1,0 +1,35 @@
+"""Intervals of means: Student's t at every number of values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from efficientai_toolkit.intervals import mean_ci95
+
+
+# Quantiles by scipy.stats.t.ppf(0.975, n - 1).
+@pytest.mark.parametrize(
+    ("count", "quantile"), [(2, 12.7062), (4, 3.1824), (31, 2.0423), (32, 2.0395), (51, 2.0086), (600, 1.9639)]
+)
+def test_the_width_is_students(count, quantile):
+    values = np.random.default_rng(count).normal(3, 2, count)
+    mean, half = mean_ci95(values)
+    assert mean == pytest.approx(values.mean(), rel=1e-12)
+    assert half == pytest.approx(quantile * values.std(ddof=1) / math.sqrt(count), rel=3e-4)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(size=(4000, 5))
+    inside = [abs(mean) <= half for mean, half in map(mean_ci95, draws)]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.01)
+
+
+def test_one_value_has_no_width_and_what_is_not_finite_stays_so():
+    assert mean_ci95([0.3]) == (0.3, None)
+    mean, half = mean_ci95([1.0, math.inf])
+    assert mean == math.inf
+    assert half is not None
+    assert math.isnan(half)
