@@ -6,22 +6,22 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from efficientai_toolkit import ConfigurationError
 from efficientai_toolkit.learners import LEARNERS
 from efficientai_toolkit.recipes.reproduce import load_table
-from efficientai_toolkit.recipes.reproduce.table import markdown, run_row
 from efficientai_toolkit.runs.train import Watch
 
 
 @pytest.mark.parametrize("name", ["omniglot", "sinusoid"])
-def test_every_row_is_a_configuration(name, tmp_path):
+def test_every_row_is_a_configuration(name):
     table = load_table(name)
     names = [row.name for row in table.rows]
     assert len(names) == len(set(names)) >= 16
     for row in table.rows:
-        config = table.config(row, tmp_path, seed=3, data_dir=None, quick=False)
+        config = table.config(row, seed=3, quick=False)
         assert config.algorithm in LEARNERS
         assert config.seed == 3
     with pytest.raises(ConfigurationError, match="maml"):
@@ -45,14 +45,14 @@ def test_an_interrupted_row_ends_where_the_uninterrupted_one_does(tmp_path):
     table = load_table("sinusoid")
     (row,) = table.chosen(["meta_sgd-5"])
     with pytest.raises(KeyboardInterrupt):
-        run_row(table, row, tmp_path / "stopped", quick=True, watch=Stop())
+        table.run(row, tmp_path / "stopped", quick=True, watch=Stop())
     assert not (tmp_path / "stopped" / "meta_sgd-5.json").exists()
-    resumed = run_row(table, row, tmp_path / "stopped", quick=True)
-    whole = run_row(table, row, tmp_path / "whole", quick=True)
+    resumed = table.run(row, tmp_path / "stopped", quick=True)
+    whole = table.run(row, tmp_path / "whole", quick=True)
     assert resumed["ours"] == whole["ours"]
     assert resumed["evaluation"]["metrics"] == whole["evaluation"]["metrics"]
     assert len(list((tmp_path / "stopped" / "runs").iterdir())) == 1
-    assert run_row(table, row, tmp_path / "whole", quick=True) == whole  # a finished row is not run again
+    assert table.run(row, tmp_path / "whole", quick=True) == whole  # a finished row is not run again
 
 
 def test_the_command_writes_a_table_that_says_it_was_quick(tmp_path):
@@ -68,7 +68,20 @@ def test_the_command_writes_a_table_that_says_it_was_quick(tmp_path):
     assert record["quick"] is True
     assert "paths" not in record["config"]
     assert str(tmp_path) not in json.dumps(record)
-    assert record["command"] == "efficientai-toolkit meta-learning-peft:reproduce sinusoid maml-5"
+    assert record["command"] == "efficientai-toolkit meta-learning-peft:reproduce sinusoid maml-5 --quick"
+
+
+def test_a_row_is_a_record_for_each_seed(tmp_path):
+    table = load_table("sinusoid")
+    (row,) = table.chosen(["maml-5"])
+    records = [table.run(row, tmp_path, quick=True, seed=seed) for seed in (0, 3)]
+    assert [record["seed"] for record in records] == [0, 3]
+    assert records[0]["ours"]["mean"] != records[1]["ours"]["mean"]
+    assert records[1]["command"].endswith("maml-5 --seed 3 --quick")
+    assert (tmp_path / "maml-5-seed3.json").is_file()
+    assert table.records(tmp_path) == records
+    mean, half = (np.mean([record["ours"][name] for record in records]) for name in ("mean", "ci95"))
+    assert f"| MAML | **{mean:.3f}** ± {half:.3f}, 2 seeds (0.686) |" in table.write(tmp_path).read_text()
 
 
 def test_a_diverged_row_is_shown_as_such():
@@ -86,4 +99,4 @@ def test_a_diverged_row_is_shown_as_such():
         "iterations": 100,
         "config": {"meta_learning": {"outer_lr": 0.01}},
     }
-    assert "| MAML | diverged | 1 | 100 at 0.01 | 1 s |" in markdown(table, [record])
+    assert "| MAML | diverged | 1 | 100 at 0.01 | 1 s |" in table.markdown([record])

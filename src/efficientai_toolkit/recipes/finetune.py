@@ -32,6 +32,11 @@ class Texts(NamedTuple):
     texts: Sequence[Text]
     labels: np.ndarray  # (N,) int32
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> Texts:
+        """Those of the numbers `rows`, in their order."""
+        texts: list[Any] = [self.texts[i] for i in rows]
+        return Texts(texts, np.asarray(self.labels)[rows])
+
 
 class Task(NamedTuple):
     """One data set: what to train on, what to measure on, and the metric."""
@@ -171,21 +176,32 @@ def learning_curve(
     """The last score of `finetune` on K training texts of each class, for each K of `shots`."""
     if task.test is None:
         raise ConfigurationError("a learning curve needs texts to measure on; give --test")
-    labels, rows = task.train.labels, []
+    rows = []
     for shot in shots:
-        rng = np.random.default_rng(seed)
-        chosen = []
-        for c, name in enumerate(task.names):
-            own = np.flatnonzero(labels == c)
-            if len(own) < shot:
-                raise DataError(f"class {name!r} has {len(own)} training texts, fewer than {shot}")
-            chosen += rng.permutation(own)[:shot].tolist()
-        texts: list[Any] = [task.train.texts[i] for i in chosen]
-        last = finetune(task._replace(train=Texts(texts, labels[chosen])), seed=seed, **options).curve[-1]
+        last = finetune(drawn(task, shot, seed), seed=seed, **options).curve[-1]
         rows.append({"shots": shot, "score": last["score"], "train_loss": last["train_loss"]})
         if watch:
             watch(rows[-1])
     return rows
+
+
+def drawn(task: Task, shots: int, seed: int) -> Task:
+    """The task with `shots` of its training texts of each class, drawn at random."""
+    rng, labels = np.random.default_rng(seed), np.asarray(task.train.labels)
+    chosen: list[int] = []
+    for c, name in enumerate(task.names):
+        own = np.flatnonzero(labels == c)
+        if len(own) < shots:
+            raise DataError(f"class {name!r} has {len(own)} training texts, fewer than {shots}")
+        chosen += rng.permutation(own)[:shots].tolist()
+    return task._replace(train=task.train.take(chosen))
+
+
+def measured_on(task: Task, count: int) -> Task:
+    """The task with at most `count` of its test texts, evenly spaced."""
+    if task.test is None or len(task.test.texts) <= count:
+        return task
+    return task._replace(test=task.test.take(np.linspace(0, len(task.test.texts) - 1, count).astype(int)))
 
 
 def read_task(name: str, test: Path | None, root: Path) -> Task:

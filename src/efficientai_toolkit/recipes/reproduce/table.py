@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...config import MetaLearningConfig
 from ...errors import ConfigurationError, did_you_mean
@@ -46,6 +47,23 @@ class Row:
     note: str = ""
 
 
+class Run(NamedTuple):
+    """How a row is run.
+
+    Args:
+        folder: of the table's records, runs and checkpoints.
+        name: of the row's record and run: the row's own, and with a seed other than 0 that too.
+        seed, data_dir, quick, watch: see `Table.run`.
+    """
+
+    folder: Path
+    name: str
+    seed: int
+    data_dir: Path | None
+    quick: bool
+    watch: Watch | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Rows with one base configuration.
@@ -74,23 +92,119 @@ class Table:
                 raise ConfigurationError(f"table {self.name!r} has no row {name!r}{did_you_mean(name, known)}")
         return [row for row in self.rows if not names or any(fnmatch.fnmatch(row.name, name) for name in names)]
 
-    def run(self, row: Row, folder: Path, **options: Any) -> dict[str, Any]:
-        """The record of a row; see `run_row`."""
-        return run_row(self, row, folder, **options)
+    def run(
+        self,
+        row: Row,
+        folder: Path,
+        *,
+        seed: int = 0,
+        data_dir: Path | None = None,
+        quick: bool = False,
+        watch: Watch | None = None,
+    ) -> dict[str, Any]:
+        """The record of a row, read from `folder/ROW.json` (`ROW-seedN.json`) or made by `measure` and written there.
+
+        Args:
+            row: of this table.
+            folder: of the table's records, runs and checkpoints.
+            seed: of weights, tasks and batches.
+            data_dir: parent of the data sets.
+            quick: try the machinery; the record says that its numbers mean nothing.
+            watch: is told how the training goes.
+        """
+        name = row.name if seed == 0 else f"{row.name}-seed{seed}"
+        file = folder / f"{name}.json"
+        if file.is_file():
+            return read_json(file)
+        started = time.perf_counter()
+        measured = self.measure(row, Run(folder, name, seed, data_dir, quick, watch))
+        options = (f" --seed {seed}" if seed else "") + (" --quick" if quick else "")
+        record = {
+            "row": row.name,
+            "line": row.line,
+            "column": row.column,
+            "quick": quick,
+            "seed": seed,
+            "paper": row.paper,
+            "source": row.source,
+            "note": row.note,
+            **measured,
+            "seconds": time.perf_counter() - started,
+            "command": f"efficientai-toolkit meta-learning-peft:reproduce {self.name} {row.name}{options}",
+            "system": {key: value for key, value in system_info(seed).items() if key != "command"},
+        }
+        write_json(file, record)
+        return record
+
+    def measure(self, row: Row, run: Run) -> dict[str, Any]:
+        """What is measured of a row, as plain values: `ours` (`metric`, `mean`, `ci95`), `train_seconds`, details.
+
+        Here: a learner is trained and evaluated on test tasks.
+        """
+        config = self.config(row, seed=run.seed, quick=run.quick)
+        report = trained(config, run)
+        built = restore(report["checkpoints"]["last"])
+        section = config.task_distribution.model_copy(update=dict(self.evaluation))
+        if run.quick:
+            section = section.model_copy(update={"num_test_tasks": QUICK_EPISODES})
+        test = build_splits(section, data_dir=run.data_dir, seed=run.seed).test
+        steps = sorted({0, config.num_inner_steps, *config.evaluation.steps})
+        found = evaluate_tasks(built.learner, test, episodes=section.num_test_tasks, steps=steps).report
+        return {
+            "ours": found["headline"],
+            "train_seconds": report["seconds"],
+            "iterations": report["iterations"],
+            "config": described(config),
+            "evaluation": found,
+        }
+
+    def records(self, folder: Path) -> list[dict[str, Any]]:
+        """What is finished, in the table's order, a row's seeds one after the other."""
+        names = (name for row in self.rows for name in (f"{row.name}.json", f"{row.name}-seed*.json"))
+        return [read_json(file) for name in names for file in sorted(folder.glob(name))]
 
     def write(self, folder: Path) -> Path:
-        """The table of what is finished; see `write_table`."""
-        return write_table(self, folder)
+        """`folder/NAME.md`: the table of what is finished."""
+        path = folder / f"{self.name}.md"
+        write_text(path, self.markdown(self.records(folder)))
+        return path
 
-    def config(self, row: Row, folder: Path, *, seed: int, data_dir: Path | None, quick: bool) -> MetaLearningConfig:
-        """The whole configuration of a row."""
-        place = {"output_dir": str(folder / "runs"), "checkpoint_dir": str(folder / "checkpoints" / row.name)}
-        if data_dir is not None:
-            place["data_dir"] = str(data_dir)
+    def heading(self, found: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Title and protocol, and whether the numbers are quick ones."""
+        text = [f"# {self.title}", "", self.about, ""]
+        if any(record["quick"] for record in found):
+            text += ["**Made with `--quick`: these numbers show that it runs, and nothing else.**", ""]
+        return text
+
+    def markdown(self, found: Sequence[Mapping[str, Any]]) -> str:
+        """The table as it stands: ours ± the 95 % interval, the paper's number in brackets."""
+        shown = {record["row"] for record in found}
+        rows = [row for row in self.rows if row.name in shown]
+        columns = list(dict.fromkeys(row.column for row in rows))
+        text = self.heading(found)
+        text += ["| | " + " | ".join(columns) + " | inner steps | iterations, rate | training |"]
+        text += ["|---" * (len(columns) + 4) + "|"]
+        for line in dict.fromkeys(row.line for row in rows):
+            own = [
+                record for column in columns for record in found if (record["line"], record["column"]) == (line, column)
+            ]
+            cells = [_cell([r for r in own if r["column"] == column], self.percent) for column in columns]
+            seconds = ", ".join(f"{r['train_seconds']:.0f} s" for r in own)
+            steps = ", ".join(dict.fromkeys(str(r["ours"]["steps"]) for r in own))
+            length = ", ".join(dict.fromkeys(_length(r) for r in own))
+            text.append(f"| {line} | " + " | ".join(cells) + f" | {steps} | {length} | {seconds} |")
+        notes = dict.fromkeys(f"{row.line}: {row.note}" for row in rows if row.note)
+        sources = dict.fromkeys(row.source for row in rows if row.source)
+        text += ["", *(f"* {note}" for note in notes)]
+        if sources:
+            text += [f"* Papers' numbers: {'; '.join(sources)}."]
+        return "\n".join(text).rstrip() + "\n"
+
+    def config(self, row: Row, *, seed: int, quick: bool) -> MetaLearningConfig:
+        """The configuration that a row is trained by."""
         short = {"num_meta_iterations": QUICK_ITERATIONS, "meta_batch_size": 2} if quick else {}
-        layers = (self.base, row.config, {"paths": place, "meta_learning": {"seed": seed, **short}})
         merged: dict[str, Any] = {}
-        for layer in layers:
+        for layer in (self.base, row.config, {"meta_learning": {"seed": seed, **short}}):
             for section, values in layer.items():
                 merged[section] = {**merged.get(section, {}), **values}
         if quick:
@@ -98,109 +212,56 @@ class Table:
         return MetaLearningConfig.from_dict(merged)
 
 
-def run_row(
-    table: Table,
-    row: Row,
-    folder: Path,
-    *,
-    seed: int = 0,
-    data_dir: Path | None = None,
-    quick: bool = False,
-    watch: Watch | None = None,
-) -> dict[str, Any]:
-    """Train (or go on with) a row and evaluate it; its record, which is also `folder/ROW.json`."""
-    file = folder / f"{row.name}.json"
-    if file.is_file():
-        return read_json(file)
-    config = table.config(row, folder, seed=seed, data_dir=data_dir, quick=quick)
-    begun = sorted((folder / "runs").glob(f"{row.name}_*/config.json"))
-    report = resume(begun[-1].parent, watch=watch) if begun else train(config, name=row.name, watch=watch)
+def trained(config: MetaLearningConfig, run: Run, name: str | None = None) -> dict[str, Any]:
+    """The report of training by `config`, in a run folder of its own; one that was begun is gone on with.
+
+    Args:
+        config: without paths.
+        run: of the row.
+        name: of the run folder, where rows share what is trained; default: the row's.
+
+    Raises:
+        KeyboardInterrupt: it was stopped.
+    """
+    name = name or run.name
+    begun = sorted((run.folder / "runs").glob(f"{name}_*/config.json"))
+    if begun:
+        report = resume(begun[-1].parent, watch=run.watch)
+    else:
+        paths = {"output_dir": str(run.folder / "runs"), "checkpoint_dir": str(run.folder / "checkpoints" / name)}
+        if run.data_dir is not None:
+            paths["data_dir"] = str(run.data_dir)
+        placed = config.model_copy(update={"paths": config.paths.model_copy(update=paths)})
+        report = train(placed, name=name, watch=run.watch)
     if report["stopped"] == "interrupted":
         raise KeyboardInterrupt
-    built = restore(report["checkpoints"]["last"])
-    section = config.task_distribution.model_copy(update=dict(table.evaluation))
-    if quick:
-        section = section.model_copy(update={"num_test_tasks": QUICK_EPISODES})
-    test = build_splits(section, data_dir=data_dir, seed=seed).test
-    trained = config.num_inner_steps
-    found = evaluate_tasks(
-        built.learner, test, episodes=section.num_test_tasks, steps=sorted({0, trained, *config.evaluation.steps})
-    ).report
-    record = {
-        "row": row.name,
-        "line": row.line,
-        "column": row.column,
-        "quick": quick,
-        "ours": found["headline"],
-        "paper": row.paper,
-        "source": row.source,
-        "note": row.note,
-        "train_seconds": report["seconds"],
-        "iterations": report["iterations"],
-        "command": f"efficientai-toolkit meta-learning-peft:reproduce {table.name} {row.name}",
-        "config": {name: section for name, section in config.to_dict().items() if name != "paths"},
-        "evaluation": found,
-        "system": {name: value for name, value in system_info(seed).items() if name != "command"},
-    }
-    write_json(file, record)
-    return record
+    return report
 
 
-def records(table: Table, folder: Path) -> list[dict[str, Any]]:
-    """What is finished, in the table's order."""
-    files = (folder / f"{row.name}.json" for row in table.rows)
-    return [read_json(file) for file in files if file.is_file()]
+def described(config: MetaLearningConfig) -> dict[str, Any]:
+    """A configuration for a record: without the folders of the machine that it was used on."""
+    return {section: values for section, values in config.to_dict().items() if section != "paths"}
 
 
-def markdown(table: Table, found: Iterable[Mapping[str, Any]]) -> str:
-    """The table as it stands: ours ± the 95 % interval, the paper's number in brackets."""
-    found = list(found)
-    columns = list(dict.fromkeys(row.column for row in table.rows if any(r["row"] == row.name for r in found)))
-    lines = list(dict.fromkeys(row.line for row in table.rows if any(r["row"] == row.name for r in found)))
-    cells = {(r["line"], r["column"]): r for r in found}
-    published = {row.name: row.paper for row in table.rows}
-    text = [f"# {table.title}", "", table.about, ""]
-    if any(r["quick"] for r in found):
-        text += ["**Made with `--quick`: these numbers show that it runs, and nothing else.**", ""]
-    text += ["| | " + " | ".join(columns) + " | inner steps | iterations, rate | training |"]
-    text += ["|---" * (len(columns) + 4) + "|"]
-    for line in lines:
-        own = [cells[line, column] for column in columns if (line, column) in cells]
-        shown = [
-            _cell(cells[line, column], published, table.percent) if (line, column) in cells else ""
-            for column in columns
-        ]
-        seconds = ", ".join(f"{r['train_seconds']:.0f} s" for r in own)
-        steps = ", ".join(dict.fromkeys(str(r["ours"]["steps"]) for r in own))
-        length = ", ".join(dict.fromkeys(_length(r) for r in own))
-        text.append(f"| {line} | " + " | ".join(shown) + f" | {steps} | {length} | {seconds} |")
-    shown_rows = {r["row"] for r in found}
-    notes = dict.fromkeys(f"{row.line}: {row.note}" for row in table.rows if row.note and row.name in shown_rows)
-    sources = dict.fromkeys(row.source for row in table.rows if row.source and row.name in shown_rows)
-    text += ["", *(f"* {note}" for note in notes)]
-    if sources:
-        text += [f"* Papers' numbers: {'; '.join(sources)}."]
-    return "\n".join(text).rstrip() + "\n"
-
-
-def write_table(table: Table, folder: Path) -> Path:
-    """`folder/NAME.md`, of what is finished."""
-    path = folder / f"{table.name}.md"
-    write_text(path, markdown(table, records(table, folder)))
-    return path
+def mean_of_seeds(results: Sequence[Mapping[str, Any]]) -> tuple[float, float | None]:
+    """Mean and half-width over the records of one cell by seed; widths are averaged too, as seeds share the tasks."""
+    widths = [result["ci95"] for result in results if result["ci95"] is not None]
+    mean = sum(result["mean"] for result in results) / len(results)
+    return mean, sum(widths) / len(widths) if widths else None
 
 
 def _length(record: Mapping[str, Any]) -> str:
     return f"{record['iterations']:,} at {record['config']['meta_learning']['outer_lr']:g}"
 
 
-def _cell(record: Mapping[str, Any], published: Mapping[str, float | None], percent: bool) -> str:
-    mean, ci95, paper = record["ours"]["mean"], record["ours"]["ci95"], published[record["row"]]
-    if mean is None:
+def _cell(records: Sequence[Mapping[str, Any]], percent: bool) -> str:
+    if not records:
+        return ""
+    if any(record["ours"]["mean"] is None for record in records):
         return "diverged"
-    if percent:
-        ours = f"**{100 * mean:.2f}**" + ("" if ci95 is None else f" ± {100 * ci95:.2f}")
-        return ours if paper is None else f"{ours} ({paper:.2f})"
-    digits = 3 if mean >= 0.1 else 4
-    ours = f"**{mean:.{digits}f}**" + ("" if ci95 is None else f" ± {ci95:.{digits}f}")
-    return ours if paper is None else f"{ours} ({paper:g})"
+    mean, ci95 = mean_of_seeds([record["ours"] for record in records])
+    scale, digits = (100, 2) if percent else (1, 3 if mean >= 0.1 else 4)
+    ours = f"**{scale * mean:.{digits}f}**" + ("" if ci95 is None else f" ± {scale * ci95:.{digits}f}")
+    paper = records[0]["paper"]
+    published = "" if paper is None else f" ({paper:.2f})" if percent else f" ({paper:g})"
+    return ours + (f", {len(records)} seeds" if len(records) > 1 else "") + published

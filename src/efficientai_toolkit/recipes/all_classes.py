@@ -1,0 +1,85 @@
+"""A few examples of every class of a data set, measured on its whole test set: no class is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backbones.bert import Encoder
+from ..pretrained import load_tokenizer
+from .finetune import Task, Texts, drawn, finetune
+from .intents import encode_ids, fit_logistic
+
+# Weights of the cross entropy that logistic regression chooses from.
+_C = (1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+class Measured(NamedTuple):
+    """Accuracy on the test set by draw, and what was chosen before the first of them."""
+
+    accuracies: list[float]
+    chosen: dict[str, Any]
+
+
+def validation(task: Task, shots: int, seed: int, limit: int = 1500) -> Task:
+    """A draw of `shots` examples a class that is measured on (at most `limit`) training texts outside of it.
+
+    What a method must choose is chosen here, so that the test set decides nothing.
+    """
+    own = drawn(task, shots, seed)
+    used = set(own.train.texts)
+    rest = [i for i, text in enumerate(task.train.texts) if text not in used]
+    order = np.random.default_rng(seed).permutation(rest)[:limit].tolist()
+    return own._replace(test=task.train.take(order))
+
+
+def logistic(model: Encoder, source: str, task: Task, shots: int, seeds: Sequence[int]) -> Measured:
+    """Logistic regression on the unit features of `model`; its weight `c` is the best on a validation draw.
+
+    Args:
+        model: gives the features.
+        source: whose tokenizer it reads with.
+        task: with test texts.
+        shots: examples of each class.
+        seeds: of the draws.
+    """
+    tokenizer = load_tokenizer(source, max_length=64)
+
+    def features(texts: Texts | None) -> np.ndarray:
+        assert texts is not None
+        return encode_ids(model, np.array(tokenizer(list(texts.texts))), tokenizer.pad_id)
+
+    def fitted(part: Task, c: float, z: np.ndarray, held: np.ndarray) -> float:
+        assert part.test is not None
+        weight, bias = fit_logistic(z, part.train.labels, len(part.names), c=c)
+        return float(((held @ weight.T + bias).argmax(1) == part.test.labels).mean())
+
+    # No draw that is measured has this seed.
+    choice = validation(task, shots, 1_000_000 + seeds[0])
+    z, held = features(choice.train), features(choice.test)
+    scores = {c: fitted(choice, c, z, held) for c in _C}
+    best = max(scores, key=scores.__getitem__)
+    held = features(task.test)
+    accuracies = []
+    for seed in seeds:
+        part = drawn(task, shots, seed)
+        accuracies.append(fitted(part, best, features(part.train), held))
+    return Measured(accuracies, {"c": best, "validation_accuracy": {f"{c:g}": score for c, score in scores.items()}})
+
+
+def finetuned(
+    task: Task, adapter: dict[str, Any], shots: int, seeds: Sequence[int], *, source: str, **settings: Any
+) -> Measured:
+    """`finetune` of an adapter (`method`, `target_modules`, options) on each draw; `settings` are its own."""
+    options = dict(adapter)
+    method, targets = options.pop("method"), options.pop("target_modules")
+    accuracies = []
+    for seed in seeds:
+        done = finetune(
+            drawn(task, shots, seed), method, target_modules=targets, options=options, source=source, max_length=64,
+            seed=seed, measure_each=False, **settings,
+        )  # fmt: skip
+        accuracies.append(done.curve[-1]["score"])
+    return Measured(accuracies, {})

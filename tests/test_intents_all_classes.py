@@ -1,0 +1,101 @@
+"""A few examples of every class, the whole test set: draws, what is chosen without it, and the table's rows."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from efficientai_toolkit.backbones.bert import load_encoder
+from efficientai_toolkit.errors import DataError
+from efficientai_toolkit.recipes.all_classes import logistic, validation
+from efficientai_toolkit.recipes.finetune import drawn, measured_on, read_task
+from efficientai_toolkit.recipes.reproduce import intents as table
+from efficientai_toolkit.recipes.reproduce.intents import ALL, TABLE, TRANSFER
+from text_models import THINGS, sentences, write_encoder, write_intents
+
+
+@pytest.fixture
+def root(tmp_path):
+    """BANKING77's files with eight intents: sixteen training and four test texts each."""
+    folder = tmp_path / "data" / "banking77"
+    folder.mkdir(parents=True)
+    for name in ("train", "test"):
+        rows = [
+            f"{text},{label}"
+            for label in THINGS
+            for number, text in enumerate(sentences(label))
+            if (number % 5 == 4) == (name == "test")
+        ]
+        (folder / f"{name}.csv").write_text("text,category\n" + "\n".join(rows) + "\n")
+    return folder.parent
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A tiny encoder in MiniLM's place, and every class in every split."""
+    adapter = {"method": "lora", "target_modules": ["layers.2.attention.q_proj"], "rank": 2}
+    monkeypatch.setattr(table, "SOURCE", str(write_encoder(tmp_path / "encoder")))
+    monkeypatch.setattr(table, "ADAPTERS", {"lora": adapter})
+    whole = {split: np.arange(8) for split in ("train", "val", "test")}
+    monkeypatch.setattr("efficientai_toolkit.tasks.intents.split_classes", lambda *_: whole)
+
+
+def test_a_draw_is_balanced_and_its_validation_texts_are_others(root):
+    task = read_task("banking77", None, root)
+    assert (len(task.train.texts), len(task.test.texts)) == (128, 32)
+    own = drawn(task, 3, seed=1)
+    assert np.bincount(own.train.labels).tolist() == [3] * 8
+    assert own.test is task.test
+    assert own.train.texts == drawn(task, 3, seed=1).train.texts
+    assert own.train.texts != drawn(task, 3, seed=2).train.texts
+    held = validation(task, 3, seed=1, limit=50)
+    assert held.train.texts == own.train.texts
+    assert len(held.test.texts) == 50
+    assert not {*held.test.texts} & {*own.train.texts}
+    assert not {*held.test.texts} & {*task.test.texts}
+    labels = dict(zip(task.train.texts, task.train.labels, strict=True))
+    assert [labels[text] for text in held.test.texts] == held.test.labels.tolist()
+    assert len(measured_on(task, 5).test.texts) == 5
+    assert measured_on(task, 32) is task
+    with pytest.raises(DataError, match="has 16 training texts, fewer than 17"):
+        drawn(task, 17, seed=0)
+
+
+def test_logistic_regression_on_a_draw_tells_the_words_apart(root, tmp_path):
+    source = str(write_encoder(tmp_path / "encoder"))
+    found = logistic(load_encoder(source), source, read_task("banking77", None, root), 8, (0, 1))
+    assert min(found.accuracies) > 0.4  # chance is an eighth
+    assert found.accuracies[0] != found.accuracies[1]
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE.rows if row.column == ALL], ids=lambda row: row.name)
+def test_rows_over_all_classes(root, small, tmp_path, row):
+    config = dict(row.config)
+    if config["kind"] == "protonet":
+        config |= {"trains_on": str(write_intents(tmp_path / "mine.csv")), "without": []}
+    row = table.Row(row.name, row.line, row.column, config, row.paper, row.source)
+    record = TABLE.run(row, tmp_path / "out", data_dir=root, quick=True)
+    assert len(record["accuracies"]) == 2
+    assert record["ours"]["mean"] == pytest.approx(np.mean(record["accuracies"]))
+    assert record["ours"]["ci95"] == pytest.approx(12.706 * np.std(record["accuracies"], ddof=1) / 2**0.5)
+    if config["kind"] != "finetune":
+        scores = record["chosen"]["validation_accuracy"]
+        assert scores[f"{record['chosen']['c']:g}"] == max(scores.values())
+    assert TABLE.run(row, tmp_path / "out", data_dir=root, quick=True) == json.loads(json.dumps(record))
+    text = TABLE.write(tmp_path / "out").read_text()
+    shown = f"| {row.line} | **{100 * record['ours']['mean']:.1f}** ± {100 * record['ours']['ci95']:.1f} |"
+    assert f"{shown} {'' if row.paper is None else '80.0'} | 2 |" in text
+    assert ("MTEB" in text) == (row.paper is not None)
+    assert "| BANKING77, 5-way 1-shot |" in text
+
+
+def test_the_meta_learned_row_takes_what_the_transfer_row_trained(root, small, tmp_path):
+    config = {"kind": "protonet", "adapter": "lora", "dataset": str(write_intents(tmp_path / "mine.csv"))}
+    unseen = table.Row(TRANSFER, "transfer", "BANKING77", config)
+    first = TABLE.run(unseen, tmp_path / "out", data_dir=root, quick=True)
+    everything = table.Row("all-classes-mine", "all", ALL, {**config, "dataset": "banking77", "shots": 8, "draws": 10})
+    second = TABLE.run(everything, tmp_path / "out", data_dir=root, quick=True)
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 1
+    assert second["best_validation"] == first["best_validation"]
