@@ -83,6 +83,15 @@ def test_ci_runs_the_commands_of_the_readme():
         assert line in readme, f"the README does not have the line {line!r}"
 
 
+def test_ci_runs_the_examples_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line.split("  #")[0].strip() for line in readme.splitlines() if line.startswith("uv run python examples/")]
+    assert len(lines) == len(list((ROOT / "examples").glob("*.py")))
+    for line in lines:
+        assert line in script, f".ci/run does not have the line {line!r}"
+
+
 def test_the_api_page_is_current():
     sys.path.insert(0, str(ROOT / "docs"))
     try:
