@@ -1,6 +1,6 @@
 """This project against what one would use instead, on one machine, in one run.
 
-    python benchmarks/run.py [--workload a b c] [--peers-python PYTHON] [--json FILE]
+    python benchmarks/run.py [--workload a b c d e f g] [--peers-python PYTHON] [--json FILE]
 
 Every contestant runs in a process of its own, from the same weights on the same episodes, and must report the same
 query losses for the first meta-steps before it is timed. The peers (`requirements-peers.txt`) may live in another
@@ -32,12 +32,14 @@ ROSTER = {  # module -> contestant -> workloads
     "ours": {"ours": "abc", "ours, with drawing": "ac"},
     "pytorch": {"autograd loop": "abc", "torch.func": "abc", "torch.compile": "ac"},
     "jax_": {"JAX": "abc", "JAX, slices, task by task": "b"},
+    "encoder_ours": {"ours": "defg", "ours, prefix cache": "fg"},
+    "encoder_pytorch": {"PEFT, autograd loop": "defg", "torch.func": "df", "torch.func, task by task": "eg"},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list("abc"))
     parser.add_argument("--contestant", nargs="+", help="only these")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has the peers installed")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each contestant")
@@ -75,7 +77,7 @@ def _compete(name: str, options: argparse.Namespace) -> dict:
         for number in range(options.rounds):
             for module, contestant in entries:
                 print(f"{name}: {contestant}, round {number + 1}", file=sys.stderr, flush=True)
-                python = sys.executable if module == "ours" else options.peers_python
+                python = sys.executable if module.endswith("ours") else options.peers_python
                 command = [python, HERE / "worker.py", module, contestant, name, data]
                 done = subprocess.run(
                     [*map(str, command), "--seconds", str(options.seconds)], capture_output=True, text=True, check=False
@@ -137,7 +139,7 @@ def table(record: dict) -> str:
 def _versions(peers_python: str) -> dict[str, str]:
     code = "import sys; from importlib import metadata as m; print(*(n + '=' + m.version(n) for n in sys.argv[1:]))"
     found = {}
-    for python, packages in ((sys.executable, ("mlx",)), (peers_python, ("torch", "jax"))):
+    for python, packages in ((sys.executable, ("mlx",)), (peers_python, ("torch", "transformers", "peft", "jax"))):
         for package in packages:
             done = subprocess.run([python, "-c", code, package], capture_output=True, text=True, check=False)
             if done.returncode == 0:

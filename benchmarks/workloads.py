@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from encoder_workloads import ENCODER_WORKLOADS, EncoderWorkload, encoder_arrays
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -24,7 +26,7 @@ class Workload:
     eps: float = 1e-3
 
 
-WORKLOADS = {
+WORKLOADS: dict[str, Workload | EncoderWorkload] = {
     "a": Workload(
         "sinusoid MAML: 25 tasks × (10 + 10), MLP 1-40-40-1, 5 inner steps, second order",
         "maml", "mlp", "mse", 0.001, 5, 25, 10, 10, (1, 40, 40, 1),
@@ -37,12 +39,15 @@ WORKLOADS = {
         "Reptile: 4 tasks × (5 + 20), MLP 2-64-64-2, 5 inner steps",
         "reptile", "mlp", "cross_entropy", 0.01, 5, 4, 5, 20, (2, 64, 64, 2),
     ),
+    **ENCODER_WORKLOADS,
 }  # fmt: skip
 
 
 def arrays(name: str) -> dict[str, np.ndarray]:
     """`param/PATH` (linear (out, in), convolution (out, kh, kw, in)) and `episode/{sx,sy,qx,qy}`, float32 and int32."""
     work, rng = WORKLOADS[name], np.random.default_rng(0)
+    if isinstance(work, EncoderWorkload):
+        return encoder_arrays(work)
     params = _mlp(rng, work.sizes) if work.model == "mlp" else _conv4(rng, *work.sizes)
     episode = {"a": _sinusoids, "b": _images, "c": _planes}[name](rng, work)
     made = {f"param/{path}": value for path, value in params.items()}

@@ -87,6 +87,7 @@ def attach(
     if head:
         attached.heads[name] = head
     model.attached = attached
+    mx.eval(model.parameters())  # a compiled graph would make frozen weights that are still lazy anew at every call
     return activate(model, name)
 
 

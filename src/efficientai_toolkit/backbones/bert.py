@@ -17,6 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import ConfigurationError, ModelError, did_you_mean
+from ..nn.attention import LayerNorm, scaled_dot_product_attention
 from ..pretrained import TextTokenizer, load_tokenizer, read_json, read_weights, resolve
 from .bert_config import ACTIVATIONS, EncoderConfig, hf_name
 
@@ -47,7 +48,7 @@ class Attention(nn.Module):
         q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
+        y = scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(n, length, size))
 
 
@@ -68,9 +69,9 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.attention = Attention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
-        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.output_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, x: mx.array, mask: mx.array) -> mx.array:
         x = self.attention_norm(x + self.attention(x, mask))
@@ -87,7 +88,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_positions, size)
         if config.type_vocab_size:
             self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
-        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.norm = LayerNorm(size, eps=config.layer_norm_eps)
         self.config = config
 
     def __call__(self, ids: mx.array, start: int = 0) -> tuple[mx.array, mx.array]:

@@ -14,6 +14,9 @@ def benchmark(
     learners: Annotated[
         bool, typer.Option("--learners", help="The meta-step of every gradient learner, relative to MAML's.")
     ] = False,
+    peft: Annotated[
+        bool, typer.Option("--peft", help="FOMAML and MAML over LoRA on an encoder, with the frozen-prefix cache, too.")
+    ] = False,
     workload: Annotated[
         list[str] | None, typer.Option("--workload", help="Only this one, by name (repeatable).")
     ] = None,
@@ -27,20 +30,28 @@ def benchmark(
     import sys
 
     from ..devices import select_device
+    from ..errors import ConfigurationError
+    from ..files import write_json
     from ..recipes.benchmark import benchmark as run
     from ..recipes.benchmark import compare_learners
+    from ..recipes.benchmark_peft import benchmark_peft
 
+    if learners and peft:
+        raise ConfigurationError("--learners and --peft are two benchmarks; ask for one at a time")
     select_device(device)
 
     def note(row: dict[str, Any]) -> None:
-        print(f"{row['name']}: {row['ms']['median']:.3g} ms", file=sys.stderr, flush=True)
+        name = ", ".join(filter(None, (row["name"], row.get("adapters"))))
+        print(f"{name}: {row['ms']['median']:.3g} ms", file=sys.stderr, flush=True)
 
     if learners:
         report = compare_learners(device=device, seconds=seconds, quick=quick, each=note)
+    elif peft:
+        report = benchmark_peft(device=device, seconds=seconds, quick=quick, only=workload or (), each=note)
     else:
         report = run(device=device, seconds=seconds, quick=quick, only=workload or (), each=note)
     if save is not None:
-        _write(save, report)
+        write_json(save, report)
     if json:
         echo_json(report)
     else:
@@ -48,7 +59,7 @@ def benchmark(
 
 
 def show(report: dict[str, Any]) -> None:
-    """A row a workload and device, or a row a learner."""
+    """A row a workload and device, a row a learner, or a row a learner over LoRA and place of the adapters."""
     from rich.console import Console
     from rich.table import Table
 
@@ -62,6 +73,14 @@ def show(report: dict[str, Any]) -> None:
         for row in report["learners"]:
             table.add_row(row["name"], *_times(row), f"{row['ratio']:.2f}", _megabytes(row))
         console.print(table)
+        return
+    if "peft" in report:
+        table = Table("learner", "LoRA in", "ms a step", "min – max", "memory", "× faster")
+        for row in report["peft"]:
+            faster = f"{row['speedup']:.2f}" if "speedup" in row else ""
+            table.add_row(row["name"], row["adapters"], *_times(row), _megabytes(row), faster)
+        console.print(table)
+        console.print(report["workload"], highlight=False)
         return
     table = Table("workload", "device", "ms a step", "min – max", "tasks/s", "1000 steps", "memory")
     for row in report["results"]:
@@ -91,15 +110,3 @@ def _megabytes(row: dict[str, Any]) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    import json
-
-    from ..errors import OutputError
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None

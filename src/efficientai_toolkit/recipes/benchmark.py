@@ -150,16 +150,16 @@ def benchmark(
         )
     seconds = 0.05 if quick else seconds
     results: list[dict[str, Any]] = []
-    with _device_restored():
-        for where in _devices(device):
+    with default_device_kept():
+        for where in devices_of(device):
             select_device(where)
             for work in chosen:
                 row = {"name": work.name, "title": work.title, "device": where, **measure(work, seconds)}
                 results.append(row)
                 if each is not None:
                     each(row)
-        machine = _machine()
-    return {**machine, "results": results, "gpu_speedup": _speedups(results)}
+        about = machine()
+    return {**about, "results": results, "gpu_speedup": _speedups(results)}
 
 
 def compare_learners(
@@ -176,8 +176,8 @@ def compare_learners(
     seconds = 0.05 if quick else seconds
     baseline = Workload("maml", "", 25, sinusoid)
     rows: list[dict[str, Any]] = []
-    with _device_restored():
-        select_device(_devices(device)[0])
+    with default_device_kept():
+        select_device(devices_of(device)[0])
         for name in sorted(LEARNERS):
             made = learner_class(name)
             if not made.adapts_by_steps:
@@ -192,17 +192,18 @@ def compare_learners(
             rows.append(row)
             if each is not None:
                 each(row)
-        machine = _machine()
-    return {**machine, "learners": rows}
+        about = machine()
+    return {**about, "learners": rows}
 
 
-def _devices(device: str | None) -> list[str]:
+def devices_of(device: str | None) -> list[str]:
+    """What to measure on: `device` alone, or the GPU, where there is one, and the CPU."""
     if device is not None:
         return [device]
     return ["gpu", "cpu"] if gpu_kind() else ["cpu"]
 
 
-class _device_restored:
+class default_device_kept:
     """Leaves MLX's default device as it was."""
 
     def __enter__(self) -> None:
@@ -212,7 +213,8 @@ class _device_restored:
         mx.set_default_device(self._before)
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """The versions and the machine that figures belong to; plain JSON."""
     return {"version": __version__, "mlx": version("mlx"), "machine": device_info()}
 
 

@@ -1,0 +1,88 @@
+"""The CPU's attention and layer norm against MLX's own, in every order of differentiation and under `vmap`."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from efficientai_toolkit.nn.attention import LayerNorm, scaled_dot_product_attention, softmax
+
+
+def arrays(*shapes):
+    return [
+        mx.random.normal(shape, key=key)
+        for shape, key in zip(shapes, mx.random.split(mx.random.key(3), len(shapes)), strict=True)
+    ]
+
+
+def close(a, b, rel=2e-6):
+    assert mx.abs(a - b).max().item() <= rel * max(1.0, mx.abs(b).max().item())
+
+
+def orders(function, x):
+    """Outputs, gradient and second-order gradient of a scalar of `function`."""
+
+    def scalar(x):
+        return mx.sum(mx.sin(function(x)))
+
+    second = mx.grad(lambda x: mx.sum(mx.square(mx.grad(scalar)(x))))
+    return function(x), mx.grad(scalar)(x), second(x)
+
+
+def test_softmax_is_exact_where_exponents_are_small_and_where_they_are_not():
+    x = np.concatenate([np.linspace(-120, 0, 4001), np.full(95, -1e9)]).reshape(8, -1).astype(np.float32)
+    e = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True).astype(np.float64))
+    expected = e / e.sum(-1, keepdims=True)
+    got = np.array(softmax(mx.array(x)))
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-37)
+
+
+def test_the_gradient_of_a_stack():
+    (x,) = arrays((3, 5, 7))
+
+    def loss(softmax):
+        return lambda x: mx.sum(mx.square(mx.vmap(lambda row: softmax(2 * row), in_axes=1)(x)))
+
+    close(mx.grad(loss(softmax))(x), mx.grad(loss(lambda x: mx.softmax(x, axis=-1)))(x))
+
+
+def test_softmax_in_every_order():
+    (x,) = arrays((3, 5, 7))
+    for got, expected in zip(orders(softmax, x), orders(lambda x: mx.softmax(x, axis=-1), x), strict=True):
+        close(got, expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_every_order_under_vmap_and_compile(masked):
+    q, k, v = arrays((2, 3, 4, 6, 8), (2, 3, 4, 9, 8), (2, 3, 4, 9, 8))
+    mask = mx.arange(9)[None, None, None] < mx.array([9, 4, 1])[:, None, None, None] if masked else None
+
+    def both(attention):
+        def run(q, k, v):
+            return mx.concatenate(
+                [a.reshape(-1) for a in orders(lambda q: attention(q, k, v, scale=0.3, mask=mask), q)]
+                + [a.reshape(-1) for a in orders(lambda k: attention(q, k, v, scale=0.3, mask=mask), k)]
+            )
+
+        return mx.compile(mx.vmap(run))(q, k, v)
+
+    close(both(scaled_dot_product_attention), both(mx.fast.scaled_dot_product_attention), 1e-5)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_layer_norm_in_every_order(affine):
+    x, weight, bias = arrays((2, 5, 16), (16,), (16,))
+    ours, mlx = LayerNorm(16, affine=affine), nn.LayerNorm(16, affine=affine)
+    if affine:
+        for norm in (ours, mlx):
+            norm.weight, norm.bias = weight, bias
+    for got, expected in zip(orders(mx.vmap(ours), 3 * x + 5), orders(mx.vmap(mlx), 3 * x + 5), strict=True):
+        close(got, expected, 2e-5)
+
+
+def test_other_types_are_left_to_mlx():
+    x = arrays((2, 3, 4, 8))[0].astype(mx.float16)
+    assert scaled_dot_product_attention(x, x, x, scale=1.0).dtype == mx.float16
+    assert LayerNorm(8)(x).shape == x.shape
