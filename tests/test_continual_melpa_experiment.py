@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from efficientai_toolkit import SimpleClassifier
 from efficientai_toolkit.cli import app
+from efficientai_toolkit.continual import build_learner
 from efficientai_toolkit.errors import ConfigurationError, DataError
+from efficientai_toolkit.files import link
 from efficientai_toolkit.learners.melpa import MeLPALearner
-from efficientai_toolkit.recipes.melpa import MeLPAConfig, Sequence, experiment
+from efficientai_toolkit.recipes.melpa import MeLPAConfig, Sequence, Texts, experiment
 from efficientai_toolkit.recipes.melpa_report import verdict, write
 
 minilm = pytest.mark.skipif(
@@ -70,6 +72,63 @@ def test_a_sequence_that_was_put_away_goes_on():
 
 
 @minilm
+def test_the_sequence_has_groups_domains_and_glue_of_equal_size(data_dir):
+    texts = Texts(MeLPAConfig(shot=2, test_per_class=1), data_dir)
+    scenario = texts.scenario(0)
+    first, domain, *others = scenario.names
+    assert (first, *others) == ("banking 1", "sst2", "banking 2", "cola")
+    assert domain in texts.held_out
+    assert [part.num_classes for part in scenario.parts] == [10, 10, 2, 10, 2]
+    for part in scenario.parts:
+        for (_, labels), count in ((part.train(), 20), (part.test(), 10)):
+            assert np.bincount(labels).tolist() == [count // part.num_classes] * part.num_classes
+    again = texts.scenario(0)
+    assert all(np.array_equal(a.train()[0], b.train()[0]) for a, b in zip(scenario.parts, again.parts, strict=True))
+
+
+def test_results_are_linked_and_what_is_somebody_elses_is_left_alone(tmp_path):
+    runs = [tmp_path / "experiments" / name / "results" for name in ("one", "two")]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "results.md").write_text(run.parent.name)
+    path = tmp_path / "results"
+    for run in runs:
+        assert link(path, run)
+        assert (path / "results.md").read_text() == run.parent.name
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+    path.unlink()
+    path.mkdir()
+    assert not link(path, runs[0])
+    assert not path.is_symlink()
+    path.rmdir()
+    path.symlink_to(tmp_path)
+    assert not link(path, runs[0])
+    assert path.resolve() == tmp_path
+
+
+def test_class_means_begin_as_a_cosine_and_learn():
+    model = SimpleClassifier(2, 6, 4, 1, key=mx.random.key(1))
+    learner = build_learner("class-means", model, iterations=5, batch_size=16, learning_rate=1e-3, kind="task")
+    (x0, y0), (x1, y1) = contexts()
+    seen = []
+
+    def each(step: int) -> None:
+        if step == 0:
+            seen.append((np.array(learner.params["head.weight"]), learner.evaluate(x0, y0, MASKS[0])))
+
+    learner.learn(x0, y0, active=MASKS, each=each)
+    weight, accuracy = seen[0]
+    assert accuracy > 0.9  # before the first step
+    lengths = np.linalg.norm(weight, axis=1)
+    assert lengths[0] == pytest.approx(lengths[1], rel=1e-4)
+    before = np.array(learner.params["head.weight"][:2])
+    learner.learn(x1, y1, active=MASKS, each=each)
+    assert np.array_equal(seen[1][0][:2], before)  # rows of earlier contexts stay
+    with pytest.raises(ConfigurationError, match="no option 'capacity'"):
+        build_learner("class-means", model, {"capacity": 3})
+
+
+@minilm
 @pytest.mark.slow
 def test_stopped_and_gone_on_with_it_ends_as_the_whole(tmp_path, data_dir):
     config = MeLPAConfig.quickly(**SMALL)
@@ -121,6 +180,12 @@ def test_mistakes_are_sentences(tmp_path):
         MeLPAConfig(baselines=("ewe",))
     with pytest.raises(ConfigurationError, match="at most 5 tasks"):
         MeLPAConfig(n_tasks=6)
+    with pytest.raises(ConfigurationError, match="no task 'glue/sst'; did you mean 'glue/sst2'"):
+        MeLPAConfig(tasks=("glue/sst",), n_tasks=1)
+    with pytest.raises(ConfigurationError, match="only 2 domains"):
+        MeLPAConfig(tasks=("clinc150",) * 3, n_tasks=2)
+    with pytest.raises(ConfigurationError, match="glue/sst2 has more than 1 classes"):
+        MeLPAConfig(tasks=("glue/sst2",), n_tasks=1, way=1)
     (tmp_path / "results.json").write_text(json.dumps({"experiment": "continual"}))
     with pytest.raises(DataError, match="no finished method"):
         write(tmp_path)

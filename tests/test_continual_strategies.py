@@ -23,7 +23,7 @@ from efficientai_toolkit.continual.strategy import Strategy
 from efficientai_toolkit.errors import ConfigurationError, DataError, DivergenceError
 from efficientai_toolkit.nn.functional import functional, trainable
 
-PENALTIES = [name for name in STRATEGIES if name not in ("joint", "progressive", "separate")]
+PENALTIES = [name for name in STRATEGIES if name not in ("joint", "class-means", "progressive", "separate")]
 
 
 def two_contexts(seed: int = 0, n: int = 96, classes: int = 3) -> list[tuple[np.ndarray, np.ndarray]]:

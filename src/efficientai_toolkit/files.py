@@ -56,6 +56,32 @@ def writing(path: str | Path) -> Iterator[None]:
         ) from error
 
 
+def link(path: str | Path, target: str | Path) -> bool:
+    """Make `path` a symbolic link to `target`, in place of the link that stood there, atomically.
+
+    A file or folder that is no link, and a link to a folder of another name, are somebody else's and are left alone.
+
+    Returns:
+        whether it was done.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    path, target = Path(path), Path(target)
+    if path.is_symlink():
+        if Path(os.readlink(path)).name != target.name:
+            return False
+    elif path.exists():
+        return False
+    with writing(path):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        temporary.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()), target_is_directory=True)
+        os.replace(temporary, path)
+    return True
+
+
 def write_text(path: str | Path, text: str) -> None:
     """`text` as UTF-8, atomically."""
     with replacing(path) as file:

@@ -36,6 +36,7 @@ def melpa(
 ) -> None:
     """Meta-train MeLPA and its ablations, learn unseen tasks in a row with them and with baselines, and report."""
     from ..devices import select_device
+    from ..files import link
     from ..recipes.melpa import MeLPAConfig, run_folder
     from ..runs.experiment import ExperimentManager
 
@@ -60,11 +61,16 @@ def melpa(
     results, report = run_folder(
         config, manager, data_dir=data_dir, watch=lambda line: print(line, flush=True) if not json else None
     )
+    newest = manager.path / "results"
+    linked = f"Newest: results -> {newest}"
+    if not link("results", newest):
+        linked = f"Newest: {newest} (`results` here is not a link to an experiment's results, and was left alone)"
     if json:
         echo_json({"run": str(manager.path), "report": str(report), "summary": results["summary"]})
         return
     from .continual import show
 
-    show({**results, "plan": {"stream": "unseen intents", "kind": "task"}})
+    show({**results, "plan": {"stream": "unseen tasks", "kind": "task"}})
     print(f"Run:    {manager.path}")
+    print(linked)
     print(f"Report: {report}")

@@ -16,6 +16,7 @@ from ..errors import ConfigurationError, did_you_mean
 STRATEGIES: dict[str, str] = {
     "naive": "naive:Naive",
     "joint": "naive:Joint",
+    "class-means": "class_means:ClassMeansLearner",
     "ewc": "ewc:ElasticWeights",
     "online-ewc": "ewc:OnlineElasticWeights",
     "si": "si:SynapticIntelligence",
@@ -52,6 +53,8 @@ def build_learner(name: str, model: nn.Module, options: dict[str, Any] | None = 
     if len(classes) == 1 and not issubclass(classes[name], Strategy):
         if name == "progressive":
             return classes[name](None, **{"hidden_size": 100, **(options or {})}, **settings)
+        if options:
+            raise ConfigurationError(f"strategy {name!r} has no option {next(iter(options))!r}")
         return classes[name](model, **settings)
     strategies = []
     for part, kind in classes.items():

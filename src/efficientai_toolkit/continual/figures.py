@@ -18,6 +18,7 @@ from ..runs.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION,
 TITLES = {
     "naive": "fine-tuning",
     "joint": "joint",
+    "class-means": "fine-tuning, class-mean head",
     "ewc": "EWC",
     "online-ewc": "online EWC",
     "si": "SI",

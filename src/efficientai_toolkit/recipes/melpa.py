@@ -1,7 +1,7 @@
 """The MeLPA experiment on text: adapters in a frozen encoder that learn one small task after the other.
 
-Meta-training is on intents of CLINC150; the tasks learned in a row are groups of BANKING77's intents and domains of
-CLINC150 that meta-training never saw. Each task has its own head; the adapters are shared.
+Meta-training is on intents of CLINC150; the tasks learned in a row are groups of BANKING77's intents, domains of
+CLINC150 that meta-training never saw, and tasks of GLUE. Each task has its own head; the adapters are shared.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from ..continual.scenarios import Part, Scenario
 from ..errors import ConfigurationError, did_you_mean
 from ..files import read_json, write_json, writing
 from ..learners.melpa import MeLPALearner
-from ..nn.functional import Parameters, functional
 from ..runs.experiment import ExperimentManager
 from ..tasks.episode import EpisodeStack
+from ..tasks.glue import TASKS, read_glue
 from ..tasks.intents import read_intents
 from ..tasks.storage import data_root
+from .melpa_sequence import Sequence
 
 # What each variant meta-learns.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -38,13 +39,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 BASELINES: dict[str, dict[str, Any]] = {
     "naive": {},
+    "class-means": {},
     "ewc": {"ewc_lambda": 100.0},
     "lwf": {},
     "separate": {},
     "replay": {"capacity": 100},
     "derpp": {"capacity": 100},
 }
-_ORDER = ("naive", "melpa", "separate", "ewc", "lwf", "melpa-init", "melpa-update", "replay", "derpp")
+_ORDER = ("naive", "class-means", "melpa", "separate", "ewc", "lwf", "melpa-init", "melpa-update", "replay", "derpp")
 # BANKING77's own subjects: meta-training does without them.
 _BANKING = ("banking", "credit_cards")
 _HELD_OUT = 2  # further domains of CLINC150 that only the test sequence has
@@ -65,7 +67,10 @@ class MeLPAConfig:
         upper_layers: how many layers carry adapters; those below are computed once a text.
         n_meta_epochs, steps_per_epoch: outer steps of meta-training.
         sequence: tasks that meta-training learns in a row.
-        n_tasks, way, shot, test_per_class: of the test sequence.
+        tasks: of the test sequence: "banking77" (the next group of intents), "clinc150" (the next held-out domain), or
+            "glue/NAME".
+        n_tasks: how many of them are learned.
+        way, shot, test_per_class: of a task; one of GLUE has way × shot examples over its fewer classes.
         meta_shot, meta_query: examples a class in meta-training.
         inner_steps, inner_lr, outer_lr: of MeLPA.
         n_epochs_per_task, batch_size, learning_rate: of the baselines, with Adam.
@@ -82,6 +87,7 @@ class MeLPAConfig:
     n_meta_epochs: int = 5
     steps_per_epoch: int = 20
     sequence: int = 2
+    tasks: tuple[str, ...] = ("banking77", "clinc150", "glue/sst2", "banking77", "glue/cola")
     n_tasks: int = 5
     way: int = 10
     shot: int = 10
@@ -109,8 +115,18 @@ class MeLPAConfig:
             for one in getattr(self, name):
                 if one not in known:
                     raise ConfigurationError(f"{name}: no method {one!r}{did_you_mean(one, known)}")
-        if self.n_tasks > 5:
-            raise ConfigurationError(f"n_tasks is {self.n_tasks}; the test sequence has at most 5 tasks")
+        if self.n_tasks > len(self.tasks):
+            raise ConfigurationError(
+                f"n_tasks is {self.n_tasks}; the test sequence has at most {len(self.tasks)} tasks"
+            )
+        known = ("banking77", "clinc150", *(f"glue/{name}" for name in TASKS))
+        for task in self.tasks:
+            if task not in known:
+                raise ConfigurationError(f"tasks: no task {task!r}{did_you_mean(task, known)}")
+            if task.startswith("glue/") and len(TASKS[task.removeprefix("glue/")].labels) > self.way:
+                raise ConfigurationError(f"tasks: {task} has more than {self.way} classes; raise way")
+        if self.tasks.count("clinc150") > _HELD_OUT:
+            raise ConfigurationError(f"tasks: only {_HELD_OUT} domains of clinc150 are held out")
 
     @classmethod
     def quickly(cls, **given: Any) -> MeLPAConfig:
@@ -141,38 +157,53 @@ class Texts:
     """
 
     def __init__(self, config: MeLPAConfig, data_dir: Path | None):
-        root = data_root(data_dir)
-        self.config = config
+        self.config, self.root = config, data_root(data_dir)
         self.encode = load_tokenizer(config.model_name, max_length=_MAX_TOKENS)
-        self.clinc, self.banking = (read_intents(name, root) for name in ("clinc150", "banking77"))
+        self.clinc, self.banking = (read_intents(name, self.root) for name in ("clinc150", "banking77"))
         self.prefix = FrozenPrefix(build_model(config, config.way, seed=0))
         domains = sorted(set(self.clinc.domains.values()) - set(_BANKING))
         order = np.random.default_rng(0).permutation(len(domains))
         self.held_out = [domains[i] for i in order[:_HELD_OUT]]
         self.meta_domains = [domains[i] for i in order[_HELD_OUT:]]
 
-    def inputs(self, texts: list[str], length: int | None = _MAX_TOKENS) -> np.ndarray:
+    def inputs(self, texts: list[Any], length: int | None = _MAX_TOKENS) -> np.ndarray:
         """(N, L, d + 1) hidden states below the first adapted layer; None pads to the longest text's bucket."""
         return np.array(self.prefix(self.encode(texts, length=length)))
 
     def scenario(self, seed: int) -> Scenario:
-        """BANKING77 and CLINC150 in turn: tasks of `way` unseen intents with `shot` training examples each."""
+        """The test sequence: each task with way × shot training examples, of classes that meta-training never saw."""
         rng, config = np.random.default_rng([seed, 21]), self.config
         banking = [str(name) for name in rng.permutation(sorted(set(self.banking.labels)))]
         parts = []
-        for number in range(config.n_tasks):
-            if number % 2 == 0:
-                first = number // 2 * config.way
-                name, source, intents = f"banking {number // 2 + 1}", self.banking, banking[first : first + config.way]
+        for number, task in enumerate(config.tasks[: config.n_tasks]):
+            earlier = config.tasks[:number].count(task)
+            if task.startswith("glue/"):
+                name, source, classes = task.removeprefix("glue/"), None, list(TASKS[task.removeprefix("glue/")].labels)
+            elif task == "banking77":
+                name, source = f"banking {earlier + 1}", self.banking
+                classes = banking[earlier * config.way :][: config.way]
             else:
-                name, source = self.held_out[number // 2], self.clinc
+                name, source = self.held_out[earlier], self.clinc
                 own = sorted(label for label, domain in source.domains.items() if domain == name)
-                intents = [str(label) for label in rng.permutation(own)[: config.way]]
-            rows = [_rows(source, intent, rng, config.shot, config.test_per_class) for intent in intents]
+                classes = [str(label) for label in rng.permutation(own)[: config.way]]
+            share = config.way // len(classes)
+            shots, tests = config.shot * share, config.test_per_class * share
+            if source is None:
+                rows = [self._glue_rows(name, label, rng, shots, tests) for label in classes]
+            else:
+                rows = [_rows(source, label, rng, shots, tests) for label in classes]
             train, test = ([text for row in rows for text in row[part]] for part in (0, 1))
             labels = [np.repeat(np.arange(len(rows)), [len(row[part]) for row in rows]) for part in (0, 1)]
             parts.append(Part.of(name, self.inputs(train), labels[0], self.inputs(test), labels[1]))
         return Scenario("intents", "task", tuple(parts))
+
+    def _glue_rows(self, name: str, label: str, rng: np.random.Generator, first: int, second: int) -> Any:
+        """Texts of one class: `first` of the published training rows, `second` of the development rows."""
+        found = []
+        for part, count in (("train", first), ("dev", second)):
+            own = [text for text, given in read_glue(self.root, name, part) if given == label]
+            found.append([own[i] for i in rng.permutation(len(own))[:count]])
+        return tuple(found)
 
     def meta_batch(self, seed: int, iteration: int) -> EpisodeStack:
         """A sequence of tasks, each of `way` intents of one domain: a function of (seed, iteration) alone."""
@@ -192,62 +223,6 @@ class Texts:
         labels = [np.tile(np.repeat(np.arange(config.way, dtype=np.int32), n), (config.sequence, 1)) for n in counts]
         first = config.way * config.meta_shot
         return EpisodeStack(*map(mx.array, (x[:, :first], labels[0], x[:, first:], labels[1])))
-
-
-class Sequence:
-    """A MeLPA learner as a learner of contexts: shared adapters, a head for each context.
-
-    Args:
-        learner: meta-trained.
-        steps: in a context, each on all of its training set.
-    """
-
-    memory_bytes = 0
-
-    def __init__(self, learner: MeLPALearner, steps: int):
-        self.learner, self.steps = learner, steps
-        self.apply = functional(learner.model)
-        self.params: Parameters | None = None
-        self.heads: list[Parameters] = []
-
-    @property
-    def num_parameters(self) -> int:
-        return self.learner.num_trainable
-
-    def learn(self, x: Any, y: Any, *, active: Any, each: Callable[[int], None] | None = None) -> dict[str, float]:
-        paths, first = self.learner.problem().head_paths, int(np.flatnonzero(active[len(self.heads)])[0])
-        before, self.heads = self.params, [*self.heads, {}]
-
-        def here(step: int, params: Parameters) -> None:
-            mx.eval(params)
-            self.params, self.heads[-1] = params, {path: params[path] for path in paths}
-            if each is not None:
-                each(step)
-
-        x, labels = mx.array(x), mx.array(np.asarray(y) - first)
-        here(self.steps, self.learner.learn_next(before, x, labels, self.steps, each=here))
-        return {"steps": self.steps}
-
-    def evaluate(self, x: Any, y: Any, active: Any = None, context: int | None = None) -> float:
-        """Accuracy with the head of `context`; of one to come, that of the latest."""
-        if self.params is None or context is None:
-            return 1 / int(np.sum(active))
-        params = {**self.params, **self.heads[min(context, len(self.heads) - 1)]}
-        labels = np.asarray(y) - int(np.flatnonzero(active)[0])
-        logits = [self.apply(params, mx.array(x[i : i + 100])) for i in range(0, len(labels), 100)]
-        return float((np.array(mx.argmax(mx.concatenate(logits), axis=-1)) == labels).mean())
-
-    def state(self) -> dict[str, mx.array]:
-        arrays = {f"params/{path}": a for path, a in (self.params or {}).items()}
-        return arrays | {f"heads/{n}/{path}": a for n, head in enumerate(self.heads) for path, a in head.items()}
-
-    def load_state(self, arrays: Mapping[str, mx.array]) -> None:
-        own = {n.removeprefix("params/"): a for n, a in arrays.items() if n.startswith("params/")}
-        self.params = own or None
-        count = len({name.split("/")[1] for name in arrays if name.startswith("heads/")})
-        self.heads = [
-            {n.split("/", 2)[2]: a for n, a in arrays.items() if n.startswith(f"heads/{k}/")} for k in range(count)
-        ]
 
 
 def build_model(config: MeLPAConfig, num_classes: int, seed: int) -> Encoder:

@@ -39,7 +39,7 @@ def write(folder: Path | str) -> tuple[Path, list[Path]]:
         raise DataError(f"{folder / 'results.json'} holds no finished method of a MeLPA experiment")
     # What the figures of continual learning read of a plan.
     config = results["config"]
-    results["plan"] = {"stream": "unseen intents", "kind": "task", "quick": config["quick"]}
+    results["plan"] = {"stream": "unseen tasks", "kind": "task", "quick": config["quick"]}
     target = folder / "results" / "figures"
     drawn = figures.draw(results, target)
     own = {
@@ -120,10 +120,11 @@ def text(results: Mapping[str, Any], drawn: Mapping[Path, str]) -> str:
         "",
         f"{quick}A frozen encoder ({config['model_name']}) carries {config['adapter_type']} adapters ({size}) in its "
         f"{layers}. It learns {len(results['contexts'])} tasks in turn "
-        f"({', '.join(results['contexts'])}), each of {config['way']} intents with {config['shot']} examples "
-        f"({config['way'] * config['shot']} in all). A task has a head of its own, and is known at test time; the "
+        f"({', '.join(results['contexts'])}), each of {config['way'] * config['shot']} examples "
+        f"({config['way']} intents with {config['shot']} each; tasks of GLUE have fewer classes with more). "
+        "A task has a head of its own, and is known at test time; the "
         "adapters are shared, so learning a task may spoil those before it. "
-        f"{'One seed' if seeds == 1 else f'{seeds} seeds, mean ± 95 % interval'}; intents, texts, weights and batches "
+        f"{'One seed' if seeds == 1 else f'{seeds} seeds, mean ± 95 % interval'}; classes, texts, weights and batches "
         "change with it.",
         "",
         "MeLPA was meta-trained before, on other intents (CLINC150 without its banking and credit-card domains and "
