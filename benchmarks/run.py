@@ -33,7 +33,7 @@ ROSTER = {  # module -> contestant -> workloads
     "pytorch": {"autograd loop": "abc", "torch.func": "abc", "torch.compile": "ac"},
     "jax_": {"JAX": "abc", "JAX, slices, task by task": "b"},
     "encoder_ours": {"ours": "defg", "ours, prefix cache": "fg"},
-    "encoder_pytorch": {"PEFT, autograd loop": "defg", "torch.func": "df", "torch.func, task by task": "eg"},
+    "encoder_pytorch": {"PEFT, autograd loop": "defg", "torch.func": "d", "torch.func, task by task": "e"},
 }
 
 

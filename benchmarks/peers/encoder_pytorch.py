@@ -105,7 +105,7 @@ def _adapted(work, loss, p, sx, sy):
 
 
 def _stacked(work, loss):
-    """`vmap` over the tasks, first order (in second order it takes more than 24 GB)."""
+    """`vmap` over the tasks, first order (in second, a stack would keep the inner graphs of every task at once)."""
 
     def task(p, sx, sy, qx, qy):
         return grad_and_value(loss)(_adapted(work, loss, p, sx, sy), qx, qy)
