@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..nn.activations import relu
 from ..nn.conv import conv_norm_relu_pool
 from ..nn.layers import Conv2d, EpisodicBatchNorm, Linear
 
@@ -105,4 +106,4 @@ class StridedBlock(ConvBlock):
         self.conv.stride = 2
 
     def __call__(self, x: mx.array) -> mx.array:
-        return nn.relu(self.norm(self.conv(x)))
+        return relu(self.norm(self.conv(x)))

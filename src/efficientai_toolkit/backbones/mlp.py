@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..nn.activations import relu
 from ..nn.layers import Linear
 
 
@@ -44,7 +45,7 @@ class MLP(nn.Module):
         if x.shape[-1] != self.input_dim:
             x = x.reshape(x.shape[0], -1)
         for layer in self.layers:
-            x = nn.relu(layer(x))
+            x = relu(layer(x))
         return x
 
     def __call__(self, x: mx.array) -> mx.array:

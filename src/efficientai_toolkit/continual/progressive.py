@@ -11,6 +11,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..errors import ConfigurationError, ModelError, TaskSamplingError
+from ..nn.activations import relu
 from ..nn.functional import update
 from ..nn.head import features_of, find_head
 from .learner import ContinualLearner, checked
@@ -35,9 +36,9 @@ class Column(nn.Module):
 
     def __call__(self, x: mx.array, former: list[list[mx.array]]) -> tuple[mx.array, list[mx.array]]:
         """`x` (N, D), `former`: of each former column its hidden activations -> logits, own hidden activations."""
-        first = nn.relu(self.layers[0](x))
+        first = relu(self.layers[0](x))
         second = self.layers[1](first) + self._from(former, 0)
-        second = nn.relu(second)
+        second = relu(second)
         return self.head(second) + self._from(former, 1), [first, second]
 
     def _from(self, former: list[list[mx.array]], layer: int) -> mx.array | float:

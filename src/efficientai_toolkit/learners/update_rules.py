@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from ..nn.elementwise import scaling
 from ..nn.functional import Parameters
 
 RuleParameters = dict[str, mx.array]
@@ -30,8 +31,10 @@ class UpdateRule(NamedTuple):
 def sgd(learning_rate: float) -> UpdateRule:
     """θ ← θ − α ∇L, one fixed rate."""
 
+    scaled = scaling(learning_rate)
+
     def update(rule, state, grads, params, step):
-        return {path: p - learning_rate * grads[path] for path, p in params.items()}, state
+        return {path: p - scaled(grads[path]) for path, p in params.items()}, state
 
     return UpdateRule(update)
 
