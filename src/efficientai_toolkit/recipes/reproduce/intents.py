@@ -95,11 +95,11 @@ _ROWS = (
     ),
     _all(
         "finetune-lora",
-        "LoRA fine-tuned",
+        "LoRA fine-tuned, from the logistic regression as its head",
         kind="finetune",
         adapter="lora",
         draws=3,
-        training={"learning_rate": 1e-3, "epochs": 20, "batch_size": 16},
+        training={"learning_rate": 1e-3, "epochs": 10, "batch_size": 16},
     ),
 )
 
