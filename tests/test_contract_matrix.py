@@ -26,7 +26,7 @@ OWN: dict[tuple[str, str], dict] = {
     ("imaml", "classification"): {"inner_lr": 0.05},
     ("reptile", "regression"): {"inner_lr": 0.001},
     ("fomaml", "regression"): {"inner_lr": 0.001},
-    ("imaml", "regression"): {"inner_lr": 0.001},
+    ("imaml", "regression"): {"inner_lr": 0.0005},  # at 0.001 two steps on a harmonic overshoot after some training
     ("alpaca", "regression"): {"noise": 1.0},
     ("leo", "regression"): {"decodes": "all", "inner_lr": 0.003, "finetune_steps": 0},
     ("meta_sgd", "regression"): {"rate_range": (0.0005, 0.002)},

@@ -154,10 +154,9 @@ def test_imaml_memory_does_not_grow_with_the_steps():
 
 
 def test_conjugate_gradient_survives_an_exact_solution_and_negative_curvature():
-    solved = conjugate_gradient(lambda v: {"x": 2 * v["x"]}, {"x": mx.array([1.0, -3.0])}, 5)
-    np.testing.assert_allclose(np.array(solved["x"]), [0.5, -1.5], atol=1e-6)
-    stuck = conjugate_gradient(lambda v: {"x": -v["x"]}, {"x": mx.array([1.0, 2.0])}, 5)
-    assert mx.array_equal(stuck["x"], mx.zeros(2))
+    factors = mx.array([[2.0], [-1.0], [2.0]])  # three systems at once
+    solved = conjugate_gradient(lambda v: factors * v, mx.array([[1.0, -3.0], [1.0, 2.0], [0.0, 0.0]]), 5)
+    np.testing.assert_allclose(np.array(solved), [[0.5, -1.5], [0, 0], [0, 0]], atol=1e-6)
 
 
 # --- CAVIA -----------------------------------------------------------------------------------------------------------
@@ -234,18 +233,20 @@ def test_leo_decodes_a_row_for_each_class_or_all_weights_at_once():
 
 
 def test_leo_encodes_the_mean_over_pairs():
-    arrays = {"encoder.weight": mx.array([[1.0, 0.0], [0.0, 2.0]])}
-    nets = (
-        functional(nn.Linear(2, 2, bias=False)),
-        lambda _, pairs: mx.concatenate([pairs[:, :2] - pairs[:, 2:], 0 * pairs[:, :2]], axis=-1),
-    )
+    """The relation network is the whole MLP on every pair; how `encode` cuts it up must not show."""
+    net = MLP(4, 4, 5, key=mx.random.key(3))
+    net.layers[0].bias = mx.array([0.3, -0.2, 0.1, 0.0, 0.4])
+    net.head.bias = mx.array([0.1, -0.1, 0.2, -12.0])  # the last deviation is at its bound
+    arrays = {"encoder.weight": mx.array([[1.0, 0.5], [0.0, 2.0]])}
+    arrays |= {f"relation.{path}": value for path, value in trainable(net).items()}
     x = mx.array([[1.0, 1.0], [3.0, 0.0], [5.0, 2.0]])
     groups = mx.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    mean, std = encode(nets, arrays, x, groups)
-    codes = np.array(x) * [1, 2]
-    expected = [codes[:2].mean(0) - codes.mean(0), codes[2] - codes.mean(0)]
-    np.testing.assert_allclose(np.array(mean), expected, atol=1e-6)
-    np.testing.assert_allclose(np.array(std), np.ones((2, 2)))
+    mean, std = encode(arrays, x, groups)
+    codes = np.array(x) @ np.array(arrays["encoder.weight"]).T
+    related = np.array([[net(mx.array(np.concatenate([a, b])[None]))[0] for b in codes] for a in codes]).mean(1)
+    moments = np.stack([related[:2].mean(0), related[2]])
+    np.testing.assert_allclose(np.array(mean), moments[:, :2], rtol=1e-5)
+    np.testing.assert_allclose(np.array(std), np.exp(np.clip(moments[:, 2:], -10, 3)), rtol=1e-4)
 
 
 def test_leo_adapts_without_chance_and_fine_tunes_every_code():

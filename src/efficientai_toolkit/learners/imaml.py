@@ -8,7 +8,8 @@ import mlx.core as mx
 
 from ..config import Count
 from ..errors import ConfigurationError
-from ..nn.functional import Parameters
+from ..nn.elementwise import scaling
+from ..nn.trees import ravel
 from ..tasks.episode import Episode
 from .base import MetaLearner
 from .inner_loop import inner_loop
@@ -22,41 +23,41 @@ def proximal_sgd(learning_rate: float, strength: float) -> UpdateRule:
     Its fixed points are those of gradient descent on L(φ) + λ/2 ‖φ − θ‖², and it is stable for every λ.
     """
     share = 1 / (1 + learning_rate * strength)
+    kept, moved, pulled = scaling(share), scaling(share * learning_rate), scaling(1 - share)
 
     def start(params):
-        return params
+        return {path: pulled(p) for path, p in params.items()}
 
-    def update(rule, theta, grads, params, step):
-        return {
-            path: share * (p - learning_rate * grads[path]) + (1 - share) * theta[path] for path, p in params.items()
-        }, theta
+    def update(rule, pull, grads, params, step):
+        return {path: kept(p) - moved(grads[path]) + pull[path] for path, p in params.items()}, pull
 
     return UpdateRule(update, start=start)
 
 
-def conjugate_gradient(matvec: Callable[[Parameters], Parameters], b: Parameters, steps: int) -> Parameters:
-    """x after `steps` steps of conjugate gradient on A x = b, from zero.
+def conjugate_gradient(matvec: Callable[[mx.array], mx.array], b: mx.array, steps: int) -> mx.array:
+    """x (T, P) after `steps` steps of conjugate gradient on T systems A x = b at once, from zero.
 
-    It stays where it is once the residual is zero, or along a direction of negative curvature (where A is not
+    A system stays where it is once its residual is zero, or along a direction of negative curvature (where A is not
     positive definite and the method has no meaning).
     """
 
     def dot(u, v):
-        return sum((mx.sum(u[path] * v[path]) for path in u), mx.array(0.0))
+        return (u[:, None] @ v[:, :, None])[:, 0]  # (T, 1); a tenth of the time of a sum of products on a CPU
 
     def ratio(a, c):
-        return mx.where(c > 0, a / mx.where(c > 0, c, 1), 0)
+        # Ends a fused kernel, which would otherwise compute it for each of the P numbers.
+        return mx.stop_gradient(mx.where(c > 0, a / mx.where(c > 0, c, 1), 0))
 
-    x = {path: mx.zeros_like(value) for path, value in b.items()}
-    residual, direction, square = b, b, dot(b, b)
+    x, residual, direction, square = mx.zeros_like(b), b, b, dot(b, b)
     for _ in range(steps):
         image = matvec(direction)
         length = ratio(square, dot(direction, image))
-        x = {path: x[path] + length * direction[path] for path in x}
-        residual = {path: residual[path] - length * image[path] for path in x}
+        x = x + length * direction
+        residual = residual - length * image
         new = dot(residual, residual)
-        going_on = (length > 0) * ratio(new, square)
-        direction = {path: (length > 0) * residual[path] + going_on * direction[path] for path in x}
+        # Along negative curvature the residual stays, and so does a direction of zero from there on.
+        going_on = mx.stop_gradient(length > 0)
+        direction = going_on * (residual + ratio(new, square) * direction)
         square = new
     return x
 
@@ -98,26 +99,29 @@ class IMAMLLearner(MetaLearner):
             )
 
         def meta_grad(learner, problem, meta, stack, *, keys, num_steps, iteration):
-            def task(meta, sx, sy, qx, qy, key):
-                inner, outer = mx.random.split(key)
+            def solve(meta, sx, sy, qx, qy, key):
+                inner, outer, _ = mx.random.split(key, 3)
                 fast = adapt(problem, meta, sx, sy, key=inner, num_steps=num_steps)
+                vector, restore = ravel(fast)
 
-                def query(fast):
-                    return query_metrics(learner, problem, fast, Episode(sx, sy, qx, qy), outer)
+                def query(vector):
+                    return query_metrics(learner, problem, restore(vector), Episode(sx, sy, qx, qy), outer)
 
-                (_, metrics), direct = mx.value_and_grad(query)(fast)
+                (_, metrics), direct = mx.value_and_grad(query)(vector)
+                return vector, direct, metrics
 
-                def slope(fast, v):
-                    grads = mx.grad(problem.loss)(fast, sx, sy)
-                    return sum(mx.sum(grads[path] * v[path]) for path in v)
+            def curved(meta, sx, sy, qx, qy, key, at, v):
+                """∇²L_support(φ) v. One key for every product, so that random layers leave one matrix to solve with."""
+                _, restore = ravel(meta["model"])
+                slope = mx.grad(lambda vector: problem.loss(restore(vector), sx, sy, key=mx.random.split(key, 3)[2]))
+                return mx.vjp(slope, [at], [v])[1][0]
 
-                def matvec(v):
-                    curved = mx.grad(slope)(fast, v)
-                    return {path: v[path] + curved[path] / strength for path in v}
-
-                return conjugate_gradient(matvec, direct, cg_steps), metrics
-
-            grads, metrics = map_tasks(task, meta, stack, keys)
-            return metrics, {"model": {path: mx.mean(g, axis=0) for path, g in grads.items()}, "rule": {}}
+            at, direct, metrics = map_tasks(solve, meta, stack, keys)
+            # Outside of the stacking, so that what is one number a task stays one.
+            solved = conjugate_gradient(
+                lambda v: v + map_tasks(curved, meta, stack, keys, at, v) / strength, direct, cg_steps
+            )
+            _, restore = ravel(meta["model"])
+            return metrics, {"model": restore(mx.mean(solved, axis=0)), "rule": {}}
 
         return Learner(adapt, meta_grad=meta_grad)

@@ -73,14 +73,15 @@ def apply_fast(problem: Problem, fast: Parameters, x: mx.array, *, key: mx.array
     return problem.apply(fast, x, key=key)
 
 
-def map_tasks(function: Callable, shared: Any, stack: EpisodeStack, keys: mx.array) -> Any:
-    """`function(shared, support_x, support_y, query_x, query_y, key)` for each task of the stack, stacked.
+def map_tasks(function: Callable, shared: Any, stack: EpisodeStack, keys: mx.array, *more: mx.array) -> Any:
+    """`function(shared, support_x, support_y, query_x, query_y, key, *more)` for each task of the stack, stacked.
 
     A stack of one is called as it is, so that models with operations that have no `vmap` rule can be looped over.
     """
     if stack.num_tasks > 1:
-        return mx.vmap(function, in_axes=(None, 0, 0, 0, 0, 0))(shared, *stack, keys)
-    result = function(shared, *(part[0] for part in stack), keys[0])
+        own = (*stack, keys, *more)
+        return mx.vmap(function, in_axes=(None, *(0 for _ in own)))(shared, *own)
+    result = function(shared, *(part[0] for part in (*stack, keys, *more)))
     return tree_map(lambda array: array[None], result)
 
 

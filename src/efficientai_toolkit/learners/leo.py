@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from ..backbones.mlp import MLP
 from ..errors import ConfigurationError, ModelError, TaskSamplingError
-from ..nn.functional import Parameters, functional, trainable
+from ..nn.activations import relu
+from ..nn.functional import Parameters, trainable
 from ..nn.losses import is_classification
 from ..tasks.episode import Episode
 from .base import MetaLearner
@@ -20,7 +20,7 @@ from .learner import Learner, Problem, mean_gradient, query_metrics
 from .metric import head_shape, one_hot
 from .update_rules import UpdateRule
 
-CODE, DECODER, NOISE = "/code", "/decoder", "/noise"  # no parameter path has a slash
+CODE, DECODER, OFFSET, ROWS, RATES = "/code", "/decoder", "/offset", "/rows", "/rates"  # no path has a slash
 
 
 def kl_to_standard_normal(mean: mx.array, std: mx.array) -> mx.array:
@@ -34,16 +34,15 @@ def decorrelation(rows: mx.array) -> mx.array:
     return mx.mean(mx.square(rows @ rows.T - mx.eye(rows.shape[0])))
 
 
-def clipped_sgd(rate_of: Callable[[str], str], largest: float | None) -> UpdateRule:
-    """θ ← θ − exp(ρ) g, g the gradient with its norm over all arrays at most `largest`, ρ the array `rate_of(path)`."""
+def clipped_sgd(log_rates: str, largest: float | None) -> UpdateRule:
+    """θ ← θ − exp(ρ) g, g the gradient with its norm over all arrays at most `largest`, ρ the rule's `log_rates`."""
 
     def update(rule, state, grads, params, step):
-        scale = mx.array(1.0)
+        rates = mx.exp(rule[log_rates])
         if largest is not None:
             square = sum((mx.sum(mx.square(grads[path])) for path in params), mx.array(0.0))
-            scale = mx.minimum(1.0, largest * mx.rsqrt(square + 1e-12))
-        rates = {path: scale * mx.exp(rule[rate_of(path)]) for path in params}
-        return {path: p - rates[path] * grads[path] for path, p in params.items()}, state
+            rates = mx.minimum(1.0, largest * mx.rsqrt(square + 1e-12)) * rates
+        return {path: p - rates * grads[path] for path, p in params.items()}, state
 
     return UpdateRule(update)
 
@@ -55,41 +54,46 @@ class Target(NamedTuple):
     per_class: bool
 
     @property
-    def size(self) -> int:
-        total = sum(math.prod(shape) for shape in self.shapes.values())
-        return total // self.codes
-
-    @property
     def codes(self) -> int:
         return next(iter(self.shapes.values()))[0] if self.per_class else 1
 
+    @property
+    def sizes(self) -> list[int]:
+        """What of a row each array takes."""
+        return [math.prod(shape) // self.codes for shape in self.shapes.values()]
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes)
+
     def weights(self, rows: mx.array) -> Parameters:
         """(K, P) → arrays by path"""
-        arrays, start = {}, 0
-        for path, shape in self.shapes.items():
-            stop = start + math.prod(shape) // self.codes
-            arrays[path], start = rows[:, start:stop].reshape(shape), stop
-        return arrays
+        *ends, _ = itertools.accumulate(self.sizes)
+        parts = mx.split(rows, ends, axis=1)
+        return {path: part.reshape(shape) for (path, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def rows(self, arrays: Parameters) -> mx.array:
+        """Arrays by path → (K, P)"""
+        return mx.concatenate([arrays[path].reshape(self.codes, -1) for path in self.shapes], axis=1)
 
 
-def encode(nets, arrays: Parameters, pairs_of: mx.array, groups: mx.array) -> tuple[mx.array, mx.array]:
+def encode(arrays: Parameters, examples: mx.array, groups: mx.array) -> tuple[mx.array, mx.array]:
     """Mean and deviation (K, L) of the codes, from what there is of each example (S, E), in `groups` (K, S).
 
-    The relation network sees every pair of examples; group k's code is the mean over pairs whose first is of k.
+    The relation network sees every pair of encoded examples; group k's code is the mean over pairs whose first is of
+    k. Its first layer is linear in each half of a pair and its last in all, so they are taken before and after there
+    are pairs.
     """
-    encoder, relation = nets
-    z = encoder(_under(arrays, "encoder."), pairs_of)
-    size = z.shape[0]
-    both = [mx.broadcast_to(z[:, None], (size, size, z.shape[-1])), mx.broadcast_to(z[None], (size, size, z.shape[-1]))]
-    pairs = mx.concatenate(both, axis=-1).reshape(size * size, -1)
-    related = mx.mean(relation(_under(arrays, "relation."), pairs).reshape(size, size, -1), axis=1)
-    moments = (groups @ related) / mx.maximum(mx.sum(groups, axis=1, keepdims=True), 1)
+    z = examples @ arrays["encoder.weight"].T
+    first, second = mx.split(arrays["relation.layers.0.weight"], 2, axis=1)
+    pairs = mx.addmm(arrays["relation.layers.0.bias"], z, first.T)[:, None] + (z @ second.T)[None]
+    hidden = relu(pairs).reshape(-1, pairs.shape[-1])  # (S · S, 2 L)
+    hidden = relu(mx.addmm(arrays["relation.layers.1.bias"], hidden, arrays["relation.layers.1.weight"].T))
+    share = groups / mx.maximum(mx.sum(groups, axis=1, keepdims=True), 1)
+    related = share @ mx.mean(hidden.reshape(*pairs.shape[:2], -1), axis=1)
+    moments = mx.addmm(arrays["relation.head.bias"], related, arrays["relation.head.weight"].T)
     mean, log_std = mx.split(moments, 2, axis=-1)
     return mean, mx.exp(mx.clip(log_std, -10, 3))
-
-
-def _under(arrays, prefix):
-    return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
 
 
 class LEOLearner(MetaLearner):
@@ -151,11 +155,8 @@ class LEOLearner(MetaLearner):
                     "give input_dim=…"
                 )
             example_dim = given + shapes[weight][0]
-        encoder = nn.Linear(example_dim, latent_dim, bias=False)
         sizes = (2 * latent_dim, 2 * latent_dim, hidden_dim)
-        nets = functional(encoder), functional(MLP(*sizes))
-        latent_rule = clipped_sgd(lambda _: "log_rate", inner_clip)
-        finetune_rule = clipped_sgd("log_rate.{}".format, inner_clip)
+        latent_rule, finetune_rule = clipped_sgd("log_rate", inner_clip), clipped_sgd(RATES, inner_clip)
 
         def init(params, *, key):
             keys = mx.random.split(key, 3)
@@ -174,12 +175,12 @@ class LEOLearner(MetaLearner):
             }
             return {"model": params, "rule": rule}
 
-        def decode(p: Parameters) -> Parameters:
-            """The weights of a code; `p` holds code, decoder, noise and the model's own weights."""
-            rows = p[CODE] @ p[DECODER]
-            decoded = target.weights(rows + p[NOISE] if NOISE in p else rows)
-            if not per_class:
-                decoded = {path: p[path] + offset for path, offset in decoded.items()}
+        def decode(p: Parameters) -> mx.array:
+            return mx.addmm(p[OFFSET], p[CODE], p[DECODER])
+
+        def with_rows(p: Parameters, rows: mx.array) -> Parameters:
+            """The model's own weights, but for those in `rows`."""
+            decoded = target.weights(rows)
             return {path: decoded.get(path, value) for path, value in p.items() if not path.startswith("/")}
 
         def run(problem: Problem, meta, support_x, support_y, *, key, num_steps, each=None, sampled=False):
@@ -194,29 +195,38 @@ class LEOLearner(MetaLearner):
                 size = support_x.shape[0]
                 examples = mx.concatenate([support_x.reshape(size, -1), support_y.reshape(size, -1)], axis=-1)
                 groups = mx.ones((1, size))
-            mean, std = encode(nets, arrays, examples, groups)
+            mean, std = encode(arrays, examples, groups)
             code_key, noise_key, inner_key = mx.random.split(mx.random.key(0) if key is None else key, 3)
-            start = {**model, DECODER: arrays["decoder.mean"], CODE: mean}
+            code, offset = mean, mx.zeros((target.codes, target.size)) if per_class else target.rows(model)
             if sampled:
-                start[CODE] = mean + std * mx.random.normal(mean.shape, key=code_key)
-                noise = mx.random.normal((target.codes, target.size), key=noise_key)
-                start[NOISE] = mx.exp(arrays["decoder.log_std"]) * noise
+                code = mean + std * mx.random.normal(mean.shape, key=code_key)
+                noise = mx.random.normal(offset.shape, key=noise_key)
+                offset = offset + mx.exp(arrays["decoder.log_std"]) * noise
+            start = {**model, DECODER: arrays["decoder.mean"], OFFSET: offset, CODE: code}
+            rates = [
+                mx.full((size,), arrays[f"log_rate.{path}"])
+                for path, size in zip(target.shapes, target.sizes, strict=True)
+            ]
 
             def latent_loss(p, x, y, *, key=None):
-                return problem.loss(decode(p), x, y, key=key)
+                return problem.loss(with_rows(p, decode(p)), x, y, key=key)
+
+            def row_loss(p, x, y, *, key=None):
+                return problem.loss(with_rows(p, p[ROWS]), x, y, key=key)
 
             def finetuned(p):
-                return inner_loop(
-                    problem.loss,
-                    decode(p),
+                fast = inner_loop(
+                    row_loss,
+                    {**model, ROWS: decode(p)},
                     support_x,
                     support_y,
                     rule=finetune_rule,
-                    rule_params=arrays,
+                    rule_params={RATES: mx.concatenate(rates)},
                     num_steps=finetune_steps,
-                    adapts=target.shapes,
+                    adapts=(ROWS,),
                     key=inner_key,
                 )
+                return with_rows(fast, fast[ROWS])
 
             end = inner_loop(
                 latent_loss,

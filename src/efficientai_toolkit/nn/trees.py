@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -29,6 +30,17 @@ def unflatten(arrays: Mapping[str, mx.array], like: Any, prefix: str = "") -> An
     if isinstance(like, dict):
         return {name: unflatten(arrays, value, at.format(name)) for name, value in like.items()}
     return type(like)(unflatten(arrays, value, at.format(number)) for number, value in enumerate(like))
+
+
+def ravel(arrays: Mapping[str, mx.array]) -> tuple[mx.array, Callable[[mx.array], dict[str, mx.array]]]:
+    """All of `arrays` end to end as one vector, and the function that cuts a vector of that size up again."""
+    *ends, _ = itertools.accumulate(array.size for array in arrays.values())
+
+    def restore(vector: mx.array) -> dict[str, mx.array]:
+        parts = zip(arrays.items(), mx.split(vector, ends), strict=True)
+        return {name: part.reshape(array.shape).astype(array.dtype) for (name, array), part in parts}
+
+    return mx.concatenate([array.reshape(-1) for array in arrays.values()]), restore
 
 
 def check_fit(given: Mapping[str, mx.array], expected: Mapping[str, mx.array], whose: str) -> None:
