@@ -79,6 +79,16 @@ def test_assignment_is_validated_and_leaves_the_old_value(name, value):
     assert config == MetaLearningConfig()
 
 
+def test_one_family_needs_no_list():
+    from_mapping = MetaLearningConfig.from_dict({"task_distribution": {"task_families": "sinusoid"}})
+    from_flag = MetaLearningConfig.from_dict({}, [Override.parse("task_distribution.task_families=sinusoid")])
+    for config in (from_mapping, from_flag):
+        assert config.task_distribution.task_families == ["sinusoid"]
+        assert MetaLearningConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ConfigurationError, match="task_families"):
+        MetaLearningConfig.from_dict({"task_distribution": {"task_families": ""}})
+
+
 def test_defaults_are_not_shared():
     first = MetaLearningConfig()
     first.task_distribution.task_families.append("sinusoid")

@@ -54,6 +54,7 @@ _NAMES = {
     ),
     ".backbones": ("build_backbone",),
     ".backbones.conv4": ("Conv4", "StridedConv4"),
+    ".backbones.language_model": ("LanguageModel", "load_language_model", "next_token_loss"),
     ".backbones.mlp": ("MLP", "SimpleClassifier"),
     ".backbones.resnet12": ("ResNet12",),
     ".checkpoint": ("read_header", "read_npz", "write_npz"),

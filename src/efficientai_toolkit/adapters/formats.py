@@ -29,7 +29,7 @@ _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "1_Pooling/*", "2_Normalize/
 def hf_name(model: nn.Module, path: str) -> str:
     """The path in Transformers of the module at `path`; encoders say their own, mlx-lm's models have the same."""
     named: Callable[[str], str] | None = getattr(model, "hf_name", None)
-    return named(path) if named else path
+    return named(path) if named else path.removeprefix(getattr(model, "inner", ""))
 
 
 def named_config(model: nn.Module, name: str) -> AdapterConfig:
@@ -134,6 +134,8 @@ def fuse_folder(
     lost = {} if dequantize else quantization_loss(model)
     fused = merge(clone(model), dequantize=dequantize)
     weights = {hf_name(fused, path): array for path, array in flat_parameters(fused).items()}
+    if inner := getattr(model, "inner", ""):  # a head of ours is no part of a language model
+        weights = {hf_name(fused, path): a for path, a in flat_parameters(fused).items() if path.startswith(inner)}
     encoder = hasattr(fused, "hf_name")
     if encoder:
         weights = _over(source, {k: a for k, a in weights.items() if not k.startswith("head.")})

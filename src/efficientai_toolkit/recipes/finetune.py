@@ -1,4 +1,4 @@
-"""Plain (not meta-learned) fine-tuning of an encoder with an adapter on one data set of texts."""
+"""Plain (not meta-learned) fine-tuning of a text model with an adapter on one data set of texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import ConfigurationError, DataError, DivergenceError, did_you_mea
 from ..nn.functional import functional
 from ..nn.losses import cross_entropy_loss
 from ..nn.trees import check_fit
-from ..pretrained import load_tokenizer
+from ..pretrained import is_language_model, load_tokenizer, resolve
 from ..runs.adapted import AdaptedTask, Loaded, structure
 from ..tasks.glue import METRICS
 from ..tasks.text import Text, used_length
@@ -65,6 +65,7 @@ def finetune(
     max_length: int = 128,
     seed: int = 0,
     start: Mapping[str, mx.array] | None = None,
+    head: tuple[np.ndarray, np.ndarray] | None = None,
     measure_each: bool = True,
     watch: Watch | None = None,
 ) -> Finetuned:
@@ -73,7 +74,7 @@ def finetune(
     Args:
         task: the data set.
         method: of `ADAPTERS`; None trains the whole encoder.
-        source: the encoder.
+        source: the encoder, or a causal language model, whose head starts at the words of the labels.
         target_modules, options: of the adapter.
         learning_rate: default: the method's own; 2e-5 for the whole encoder.
         epochs: passes over the training texts; the score on the test texts is taken after each.
@@ -81,6 +82,7 @@ def finetune(
         max_length: tokens after which a text is cut.
         seed: of head, adapter, order and dropout.
         start: meta-learned arrays to begin from, in place of the adapter's usual start (the head stays its own).
+        head: (weight (C, d), bias (C,)) that the head begins at, in place of its usual start.
         measure_each: take the score after each epoch, not after the last alone.
         watch: is given every row of the curve.
 
@@ -101,14 +103,15 @@ def finetune(
         return cached(mx.array(some[:, : used_length(some, tokenizer.pad_id)]))
 
     apply, params = functional(model), {**base.learner.meta["model"], **_fitting(start or {}, base)}
+    if config.model.backbone == "language_model":
+        from ..backbones.language_model import label_tokens
+
+        params["head.weight"] = model.label_rows(label_tokens(tokenizer, task.names))
     per_epoch = -(-len(task.train.texts) // batch_size)
     total = epochs * per_epoch
-    warmup = max(total // 10, 1)
-    schedule = optim.join_schedules(
-        [optim.linear_schedule(rate / warmup, rate, warmup), optim.linear_schedule(rate, 0.0, max(total - warmup, 1))],
-        [warmup],
-    )
-    optimizer = optim.AdamW(learning_rate=schedule)
+    if head is not None:
+        params |= {f"head.{name}": mx.array(a, mx.float32) for name, a in zip(("weight", "bias"), head, strict=True)}
+    optimizer = adamw(rate, total)
 
     def loss(params, x, y, key):
         return cross_entropy_loss(apply(params, x, key=key), y)
@@ -155,6 +158,16 @@ def _fitting(start: Mapping[str, mx.array], base: Loaded) -> dict[str, mx.array]
         taken, {path: array for path, array in own.items() if not path.startswith("head.") and taken}, "the adapter"
     )
     return taken
+
+
+def adamw(rate: float, total: int) -> optim.AdamW:
+    """AdamW whose rate rises over a tenth of `total` steps to `rate`, and falls linearly to zero."""
+    warmup = max(total // 10, 1)
+    schedule = optim.join_schedules(
+        [optim.linear_schedule(rate / warmup, rate, warmup), optim.linear_schedule(rate, 0.0, max(total - warmup, 1))],
+        [warmup],
+    )
+    return optim.AdamW(learning_rate=schedule)
 
 
 def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -272,6 +285,11 @@ def _parts(task: Task) -> list[tuple[str, Texts]]:
     return [("train", task.train)] + ([] if task.test is None else [("test", task.test)])
 
 
+def backbone_of(source: str) -> str:
+    """What reads the model `source`: "language_model" for a causal one, else "encoder"."""
+    return "language_model" if is_language_model(resolve(source)) else "encoder"
+
+
 def _configuration(
     classes: int,
     method: str | None,
@@ -295,7 +313,7 @@ def _configuration(
                 "n_way": classes,
                 "task_params": {"max_length": max_length},
             },
-            "model": {"backbone": "encoder", "source": source},
+            "model": {"backbone": backbone_of(source), "source": source},
             "adapter": adapter,
         }
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
@@ -131,10 +132,10 @@ def encode_ids(model: Encoder, ids: np.ndarray, pad_id: int) -> np.ndarray:
     return out
 
 
-def prefix_of(model: Encoder) -> Callable[[mx.array], mx.array]:
-    """The cache of the frozen layers, or the identity where none is frozen below the adapters."""
-    layers = frozen_layers(model)
-    if not layers or layers == len(model.layers):  # all frozen: nothing runs twice
+def prefix_of(model: nn.Module) -> Callable[[mx.array], mx.array]:
+    """The cache of an encoder's frozen layers, or the identity where none is frozen below the adapters."""
+    layers = frozen_layers(model) if isinstance(model, Encoder) else 0
+    if not isinstance(model, Encoder) or not layers or layers == len(model.layers):  # all frozen: nothing runs twice
         return lambda ids: ids
     return FrozenPrefix(model, user_cache() / "prefix")
 

@@ -65,7 +65,7 @@ class AdaptedTask:
     ):
         self.base, self.learner, self.config, self.fast = base, base.learner, base.config, fast
         self.labels, self.threshold, self.counts = labels, threshold, counts or {}
-        self.reads_texts = self.config.model.backbone == "encoder"
+        self.reads_texts = self.config.model.reads_texts
         self._inputs = Inputs(self.config)
 
     @property
@@ -153,7 +153,7 @@ class AdaptedTask:
         weights = fast if learner.learner.predict is apply_fast else fast.get("model", {})
         resized = [name for name in weights if name in own and weights[name].shape[1:] == own[name].shape[1:]]
         expected = {name: weights[name] if name in resized and name.startswith("head.") else own[name] for name in own}
-        check_fit(weights, expected, repr(config.model.source) if config.model.backbone == "encoder" else "this model")
+        check_fit(weights, expected, repr(config.model.source) if config.model.reads_texts else "this model")
         return cls(base, fast, about["labels"], about["threshold"], about["examples"])
 
 
@@ -165,7 +165,7 @@ class Inputs:
         self._config = config
 
     def __call__(self, inputs: Any) -> mx.array:
-        if self._config.model.backbone != "encoder":
+        if not self._config.model.reads_texts:
             return mx.array(np.asarray(inputs, np.float32))
         from ..pretrained import load_tokenizer
         from ..tasks.text import BUCKETS
@@ -225,7 +225,7 @@ def load_learner(path: Path) -> Loaded:
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path} holds no configuration (it was made by `save`, not by `train`)")
     config = MetaLearningConfig.from_dict(stored, where=str(path))
-    if config.model.backbone != "encoder":
+    if not config.model.reads_texts:
         built = restore(path, config=config)
         tasks = built.splits.train
         outputs = max(split.output_dim for split in built.splits)
@@ -308,7 +308,7 @@ def threshold_between(on: np.ndarray, off: np.ndarray) -> float:
 def _describe(base: Loaded) -> dict[str, Any]:
     """What the base model is, so that another is not taken for it."""
     about: dict[str, Any] = {"input_shape": list(base.input_shape), "output_dim": base.output_dim}
-    if base.config.model.backbone != "encoder":
+    if not base.config.model.reads_texts:
         return {"source": base.config.model.backbone, **about}
     model: Any = base.learner.model
     sizes = {name: getattr(model.config, name) for name in _SIZES}
@@ -317,13 +317,13 @@ def _describe(base: Loaded) -> dict[str, Any]:
 
 def _fingerprint(model: Any) -> str:
     """Of the frozen word embeddings: a megabyte of them tells one pre-trained model from another."""
-    embedding = model.embeddings.word_embeddings
+    embedding = model.lm.model.embed_tokens if "lm" in model else model.embeddings.word_embeddings
     weight = embedding.base.weight if "base" in embedding else embedding.weight
     return hashlib.blake2b(np.array(weight[:512].astype(mx.float32)).tobytes(), digest_size=16).hexdigest()
 
 
 def _check_base(loaded: Loaded, base: dict[str, Any], folder: Path) -> None:
-    if loaded.config.model.backbone != "encoder":
+    if not loaded.config.model.reads_texts:
         return
     model: Any = loaded.learner.model
     source, here = base.get("source"), loaded.config.model.source

@@ -46,9 +46,9 @@ def build(config: MetaLearningConfig) -> Built:
 
 
 def _task_section(config: MetaLearningConfig) -> Any:
-    """Section `task_distribution`; texts are cut into tokens as the encoder was trained to read them."""
+    """Section `task_distribution`; texts are cut into tokens as the model was trained to read them."""
     section = config.task_distribution
-    if config.model.backbone != "encoder":
+    if not config.model.reads_texts:
         return section
     return section.model_copy(update={"task_params": {"tokenizer": config.model.source, **section.task_params}})
 
@@ -56,10 +56,10 @@ def _task_section(config: MetaLearningConfig) -> Any:
 def _check_kind(config: MetaLearningConfig, splits: Splits) -> None:
     name, families = config.model.backbone, ", ".join(config.task_distribution.task_families)
     texts = splits.train.reads_texts
-    if texts and name != "encoder":
+    if texts and not config.model.reads_texts:
         raise ConfigurationError(f"model.backbone {name!r} cannot read the texts of {families}; use encoder")
-    if name == "encoder" and not texts:
-        raise ConfigurationError(f"model.backbone 'encoder' reads texts, and {families} has none; use intents, say")
+    if config.model.reads_texts and not texts:
+        raise ConfigurationError(f"model.backbone {name!r} reads texts, and {families} has none; use intents, say")
 
 
 def _cached(model: nn.Module, splits: Splits) -> Splits:

@@ -34,24 +34,12 @@ def read_examples(path: str | Path, *, labelled: bool = True) -> list[Example]:
         DataError: with the line of every bad row (the first five of them).
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataNotFoundError(f"there is no file at {path}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    return parse_examples(data, str(path), path.suffix.lower(), labelled=labelled)
+    return parse_examples(read_bytes(path), str(path), path.suffix.lower(), labelled=labelled)
 
 
 def parse_examples(data: bytes, name: str, kind: str, *, labelled: bool = True) -> list[Example]:
     """`read_examples` of bytes; `name` is for errors, `kind` the suffix that says the format."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{name}, line {line}: not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8"
-        ) from None
+    text = decoded(data, name)
     if not text.strip():
         raise DataError(f"{name} is empty; expected {'text and label' if labelled else 'a text'} in every row")
     faults: list[str] = []
@@ -71,12 +59,38 @@ def parse_examples(data: bytes, name: str, kind: str, *, labelled: bool = True) 
             faults.append(f"line {row.line}: the label is missing")
         else:
             examples.append(Example(row.line, row.text, None if row.label is None else row.label.strip()))
-    if faults:
-        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
-        raise DataError(f"{name}: {'; '.join(faults[:_SHOWN])}{more}")
+    fail(faults, name)
     if not examples:
         raise DataError(f"{name} has a header and no rows")
     return examples
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The file at `path`; one that is not there or cannot be read is a `DataError`."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataNotFoundError(f"there is no file at {path}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def decoded(data: bytes, name: str) -> str:
+    """UTF-8 (with or without its mark) as text; the line of the first byte that is not is named."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{name}, line {line}: not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8"
+        ) from None
+
+
+def fail(faults: list[str], name: str) -> None:
+    """Raise a `DataError` with the first five faults, where there is one."""
+    if faults:
+        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
+        raise DataError(f"{name}: {'; '.join(faults[:_SHOWN])}{more}")
 
 
 def require_classes(examples: list[Example], name: str) -> list[str]:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, DataNotFoundError
-
-_SHOWN = 5
+from ..errors import DataError
+from .labelled import decoded, fail, read_bytes
 
 
 def read_numbers(path: str | Path, *, labelled: bool = True) -> tuple[np.ndarray, list[str] | None]:
@@ -25,12 +24,7 @@ def read_numbers(path: str | Path, *, labelled: bool = True) -> tuple[np.ndarray
         DataError: with the line of every bad row (the first five of them).
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataNotFoundError(f"there is no file at {path}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    data = read_bytes(path)
     x, labels = _from_npz(path, data) if path.suffix == ".npz" else _from_csv(path, data)
     if labelled and labels is None:
         raise DataError(f"{path} has no {'array y' if path.suffix == '.npz' else 'column label'}")
@@ -53,12 +47,11 @@ def _from_npz(path: Path, data: bytes) -> tuple[np.ndarray, list[str] | None]:
 
 
 def _from_csv(path: Path, data: bytes) -> tuple[np.ndarray, list[str] | None]:
+    text = decoded(data, str(path))
     try:
-        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = [cell.strip() for cell in next(reader, [])]
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {data[: error.start].count(10) + 1}: not UTF-8 text") from None
     except csv.Error as error:
         raise DataError(f"{path} is not valid CSV: {error}") from None
     if not rows:
@@ -77,9 +70,7 @@ def _from_csv(path: Path, data: bytes) -> tuple[np.ndarray, list[str] | None]:
         if at is not None and not cells[at].strip():
             faults.append(f"line {line}: the label is missing")
         labels.append(cells[at].strip() if at is not None else "")
-    if faults:
-        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
-        raise DataError(f"{path}: {'; '.join(faults[:_SHOWN])}{more}")
+    fail(faults, str(path))
     return np.array(values, np.float32), labels if at is not None else None
 
 

@@ -1,0 +1,111 @@
+"""Fine-tuning a causal language model with an adapter on prompts and completions, by the next-token loss."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ..adapters import adapter_config, attach
+from ..backbones.language_model import LanguageModel, load_language_model, next_token_loss
+from ..errors import ConfigurationError, DivergenceError
+from ..nn.functional import functional, trainable, update
+from ..pretrained import TextTokenizer, load_tokenizer
+from ..tasks.completions import Completion
+from .finetune import adamw, batches
+
+
+class Tuned(NamedTuple):
+    model: LanguageModel  # with the trained adapter in it
+    curve: list[dict[str, Any]]  # epoch, step, train_loss, seconds
+
+
+def finetune_completions(
+    rows: Sequence[Completion],
+    method: str | None = "lora",
+    *,
+    source: str,
+    target_modules: Sequence[str] | None = None,
+    options: dict[str, Any] | None = None,
+    learning_rate: float | None = None,
+    epochs: int = 3,
+    batch_size: int = 4,
+    max_length: int = 256,
+    seed: int = 0,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+) -> Tuned:
+    """Train an adapter to say each completion after its prompt; the loss of prompts and padding is masked.
+
+    Args:
+        rows: prompts and completions.
+        method: of `ADAPTERS`.
+        source: a folder or hub name that mlx-lm loads.
+        target_modules, options: of the adapter.
+        learning_rate: default: the method's own.
+        epochs, batch_size: passes, and rows a step.
+        max_length: tokens after which a row is cut.
+        seed: of the adapter, the order and dropout.
+        watch: is given every row of the curve.
+
+    Raises:
+        DivergenceError: the loss became NaN or infinite.
+    """
+    if epochs < 1 or batch_size < 1:
+        raise ConfigurationError(f"epochs is {epochs} and batch_size {batch_size}; expected at least 1 of each")
+    if method is None:
+        raise ConfigurationError("completions are learned by an adapter, so that mlx-lm can load it; choose a method")
+    settings = adapter_config(method, **(options or {}))
+    model = load_language_model(source)
+    attach(model, settings, target_modules, key=mx.random.key(seed))
+    tokenizer = load_tokenizer(source, max_length=max_length)
+    ids, counted = tokenised(rows, tokenizer)
+    apply, params = functional(model, "next_token_logits"), trainable(model)
+
+    def loss(params, x, counted, key):
+        return next_token_loss(apply(params, x, key=key), x, counted)
+
+    gradient = mx.compile(mx.value_and_grad(loss))
+    total = epochs * -(-len(rows) // batch_size)
+    optimizer = adamw(learning_rate or settings.learning_rate, total)
+    rng, keys = np.random.default_rng(seed), iter(mx.random.split(mx.random.key(seed), total))
+    curve, started, step = [], time.perf_counter(), 0
+    for epoch in range(1, epochs + 1):
+        losses = []
+        for batch in batches(len(rows), batch_size, rng):
+            value, grads = gradient(params, mx.array(ids[batch]), mx.array(counted[batch]), next(keys))
+            params = optimizer.apply_gradients(grads, params)
+            mx.eval(params, optimizer.state, value)
+            losses.append(value.item())
+            step += 1
+        row = {"epoch": epoch, "step": step, "train_loss": float(np.mean(losses))}
+        if not np.isfinite(row["train_loss"]):
+            raise DivergenceError(f"the loss became {row['train_loss']} in epoch {epoch}; lower the rate")
+        curve.append({**row, "seconds": time.perf_counter() - started})
+        if watch:
+            watch(curve[-1])
+    update(model, params)
+    return Tuned(model, curve)
+
+
+def tokenised(rows: Sequence[Completion], tokenizer: TextTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """(ids (N, L), counted (N, L)): prompt and completion, closed by the padding token, and which tokens to predict.
+
+    The first padding token is counted: where a model pads with its end of text, it learns to stop.
+    """
+    encode, limit = tokenizer.backend.encode, tokenizer.max_length
+    texts, starts = [], []
+    for prompt, completion in rows:
+        before = encode(prompt).ids if prompt else []
+        after = encode(completion, add_special_tokens=not prompt).ids
+        texts.append([*before, *after, tokenizer.pad_id][:limit])
+        starts.append(len(before))
+    width = min(-(-max(map(len, texts)) // tokenizer.bucket) * tokenizer.bucket, limit)
+    ids = np.full((len(rows), width), tokenizer.pad_id, np.int32)
+    counted = np.zeros((len(rows), width), bool)
+    for i, (text, start) in enumerate(zip(texts, starts, strict=True)):
+        ids[i, : len(text)] = text
+        counted[i, start : len(text)] = True
+    return ids, counted
