@@ -129,12 +129,13 @@ def test_fine_tuned_completions_are_what_mlx_lm_then_says(mlx_lm, folder, tmp_pa
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row._asdict()) + "\n" for row in ROWS))
     files = ["--data", str(data), "--model", str(folder), "--output", str(tmp_path / "out")]
-    numbers = ["--epochs", "80", "--batch-size", "3", "--learning-rate", "0.02"]
+    numbers = ["--epochs", "200", "--batch-size", "3", "--learning-rate", "0.01"]
     result = CliRunner().invoke(app, ["finetune", "--completions", *files, *numbers])
     assert result.exit_code == 0, result.output
     curve = json.loads((tmp_path / "out" / "curve.json").read_text())["curve"]
-    assert curve[-1]["train_loss"] < 0.1 * curve[0]["train_loss"]
-    done = finetune_completions(ROWS, source=str(folder), epochs=80, batch_size=3, learning_rate=0.02)
+    # Rows of norm 0.6 in the output embedding keep logits within 3 or so, and the loss above about 0.7.
+    assert curve[-1]["train_loss"] < 0.2 * curve[0]["train_loss"]
+    done = finetune_completions(ROWS, source=str(folder), epochs=200, batch_size=3, learning_rate=0.01)
     assert [row["train_loss"] for row in done.curve] == [row["train_loss"] for row in curve]
     theirs, tokenizer = mlx_lm.load(str(folder), adapter_path=str(tmp_path / "out"))
     ids = mx.array([tokenizer.encode("the quick brown")])
