@@ -58,11 +58,14 @@ class MetaCurvatureLearner(MetaLearner):
     """Meta-Curvature: θ′ = θ − α MC(∇L_support(θ)), with MC learned along with θ.
 
     Options:
-        kind: "mc2" transforms every mode of a gradient (input, filter, output); "mc1" all but the output's.
+        kind: "mc2" transforms every mode of a gradient (input, filter, output); "mc1" holds M_o of every layer, the
+            last too, at the identity.
         first_order: count the inner gradients as constants.
 
-    Reference: E. Park, J. B. Oliva, *Meta-Curvature*, NeurIPS 2019, arXiv:1902.03356. As in the authors' code, biases
-    have an elementwise scale, and the product is multiplied by the fixed rate `inner_lr`.
+    Reference: E. Park, J. B. Oliva, *Meta-Curvature*, NeurIPS 2019, arXiv:1902.03356. "mc2" is the authors' published
+    code (github.com/silverbottlep/maml, `--mc=True`): biases have an elementwise scale, every matrix starts at the
+    identity, and the product is multiplied by the fixed rate `inner_lr`. That code has no MC1, so "mc1" could not be
+    held against it.
     """
 
     algorithm = "meta_curvature"
