@@ -1,10 +1,11 @@
 """This project against what one would use instead, on one machine, in one run.
 
-    python benchmarks/run.py [--workload a b c d e f g] [--peers-python PYTHON] [--json FILE]
+    python benchmarks/run.py [--workload a b c d e f g] [--peers-python PYTHON] [--preload LIBRARY] [--json FILE]
 
 Every contestant runs in a process of its own, from the same weights on the same episodes, and must report the same
 query losses for the first meta-steps before it is timed. The peers (`requirements-peers.txt`) may live in another
-environment, named by `--peers-python`. Contestants take turns, so that what else the machine does falls on all.
+environment, named by `--peers-python`. Contestants take turns, so that what else the machine does falls on all;
+`--preload libjemalloc.so.2` gives all of them another allocator.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list("abc"))
     parser.add_argument("--contestant", nargs="+", help="only these")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that has the peers installed")
+    parser.add_argument("--preload", help="a library (an allocator, say) for every contestant: LD_PRELOAD of Linux")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each contestant")
     parser.add_argument("--seconds", type=float, default=4.0, help="of timing, a process")
     parser.add_argument("--json", type=Path, help="write the record here, and its table beside it (.md)")
@@ -50,6 +52,7 @@ def main() -> None:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": {"cpu": _chip(), "cores": os.cpu_count(), "system": platform.system(), "arch": platform.machine()},
         "command": "python benchmarks/run.py " + " ".join(sys.argv[1:]).replace(options.peers_python, "PYTHON"),
+        "preload": options.preload,
         "versions": _versions(options.peers_python),
         "workloads": {},
     }
@@ -70,6 +73,7 @@ def _compete(name: str, options: argparse.Namespace) -> dict:
         for contestant, where in contestants.items()
         if name in where and (not options.contestant or contestant in options.contestant)
     ]
+    environment = {**os.environ, **({"LD_PRELOAD": options.preload} if options.preload else {})}
     runs: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / f"{name}.npz"
@@ -79,9 +83,10 @@ def _compete(name: str, options: argparse.Namespace) -> dict:
                 print(f"{name}: {contestant}, round {number + 1}", file=sys.stderr, flush=True)
                 python = sys.executable if module.endswith("ours") else options.peers_python
                 command = [python, HERE / "worker.py", module, contestant, name, data]
-                done = subprocess.run(
-                    [*map(str, command), "--seconds", str(options.seconds)], capture_output=True, text=True, check=False
-                )
+                command = [*map(str, command), "--seconds", str(options.seconds)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+                if options.preload and "cannot be preloaded" in done.stderr:
+                    raise SystemExit(f"--preload {options.preload}: there is no such library here")
                 if done.returncode:
                     last = (done.stderr.strip() or "no message").splitlines()[-1]
                     print(f"{name}: {contestant} failed: {last}", file=sys.stderr, flush=True)
@@ -120,7 +125,9 @@ def _verify(name: str, results: dict[str, dict]) -> None:
 def table(record: dict) -> str:
     machine = record["machine"]
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
-    lines = [f"{record['date']}, {machine['cpu']}, {machine['cores']} cores, {machine['system']}; {versions}.", ""]
+    system = f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}"
+    preload = f" {record['preload']} under every contestant." if record["preload"] else ""
+    lines = [f"{record['date']}, {system}; {versions}.{preload}", ""]
     for name, work in record["workloads"].items():
         results = work["results"]
         ours = results.get("ours", {}).get("ms", {}).get("median")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 import mlx.core as mx
@@ -52,13 +54,24 @@ def test_info_begins_as_it_should(cli):
     assert named["Learners"].split(", ") == sorted(LEARNERS)
     assert named["Families"].split(", ") == sorted(FAMILIES)
     assert named["Backbones"].split(", ") == sorted(BACKBONES)
-    assert {"Device", "BLAS", "mx.compile"} <= named.keys()
+    assert {"Device", "BLAS", "Allocator", "mx.compile"} <= named.keys()
 
 
 def test_info_json(cli):
     facts = json.loads(cli("meta-learning-peft:info", "--json").stdout)
     assert (facts["status"], facts["mlx"]) == ("ready", mx.__version__)
     assert facts["learners"] == sorted(LEARNERS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")
+def test_info_knows_another_allocator_and_recommends_one():
+    library = next((name for name in ("jemalloc", "tcmalloc_minimal") if find_library(name)), None)
+    plain = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    assert "LD_PRELOAD=libjemalloc.so.2" in process("info", env=plain).stdout
+    if library is None:
+        pytest.skip("neither jemalloc nor tcmalloc is installed")
+    done = process("info", env={**plain, "LD_PRELOAD": find_library(library)})
+    assert f"Allocator: {library.partition('_')[0]}\n" in done.stdout
 
 
 def test_info_without_options_is_the_same_by_the_short_way():

@@ -1,8 +1,9 @@
-"""Hardware: the BLAS underneath, the devices that are there, memory."""
+"""Hardware: the BLAS and the allocator underneath, the devices that are there, memory."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import shutil
@@ -47,6 +48,26 @@ def blas() -> tuple[str, str | None]:
     return (
         "reference BLAS of the MLX wheel (slow)",
         "install OpenBLAS (Debian, Ubuntu: `apt-get install libopenblas0`), and import efficientai_toolkit before mlx",
+    )
+
+
+def allocator() -> tuple[str, str | None]:
+    """(what `malloc` is in this process, how to get a faster one or None)."""
+    if sys.platform != "linux":
+        return "of the system", None
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as file:
+            maps = file.read()
+    except OSError:
+        return "unknown", None
+    for name in ("jemalloc", "tcmalloc", "mimalloc"):
+        if f"lib{name}" in maps:
+            return name, None
+    # MLX's CPU stream frees on one thread what Python's thread allocated: glibc takes a lock for each, others do not.
+    return (
+        f"{platform.libc_ver()[0] or 'the C library'}'s malloc",
+        "small models train up to 1.6 times faster on a CPU with jemalloc (Debian, Ubuntu: `apt-get install "
+        "libjemalloc2`, then LD_PRELOAD=libjemalloc.so.2)",
     )
 
 
@@ -125,6 +146,7 @@ def device_info() -> dict[str, Any]:
         "memory_bytes": int(details.get("memory_size") or details.get("total_memory") or total_memory()),
         "cores": os.cpu_count(),
         "blas": blas()[0],
+        "allocator": allocator()[0],
         "compiles": works,
         "compiles_why": why,
         "gpu": kind,
@@ -145,4 +167,9 @@ def memory_budget() -> int:
 
     if mx.default_device() == mx.cpu:
         return _CPU_BUDGET
-    return int(device_info()["memory_bytes"]) // 2 or (4 << 30)
+    return _gpu_memory() // 2 or (4 << 30)
+
+
+@functools.cache
+def _gpu_memory() -> int:
+    return int(device_info()["memory_bytes"])  # asked for at every choice of a stack: once is enough

@@ -65,9 +65,8 @@ def show(report: dict[str, Any]) -> None:
 
     machine = report["machine"]
     console = Console()
-    console.print(
-        f"{machine['name']}, {machine['cores']} cores, {machine['blas']}, MLX {report['mlx']}", highlight=False
-    )
+    facts = f"{machine['name']}, {machine['cores']} cores, {machine['blas']}, {machine['allocator']}"
+    console.print(f"{facts}, MLX {report['mlx']}", highlight=False)
     if "learners" in report:
         table = Table("learner", "ms a step", "min – max", "÷ MAML", "memory")
         for row in report["learners"]:

@@ -22,12 +22,15 @@ def info(device: Device = None, json: Json = False) -> None:
         "Version": facts["version"],
     }
     if mlx:
+        from ..devices import allocator
+
         at = facts["device"]
         memory = f", {at['memory_bytes'] / 2**30:.0f} GB" if at["memory_bytes"] else ""
         kind = {"metal": "Metal", "cuda": "CUDA", "cpu": "CPU"}[at["device"]]
         lines |= {
             "Device": f"{kind} ({at['name']}{memory}, {at['cores']} cores)",
             "BLAS": at["blas"],
+            "Allocator": at["allocator"] if at["device"] != "cpu" else _with_advice(*allocator()),
             "mx.compile": f"{'compiles' if at['compiles'] else 'does not compile'} ({at['compiles_why']})",
         }
     for kind in ("learners", "families", "backbones"):
@@ -64,3 +67,7 @@ def gather(device: str | None = None) -> dict[str, Any]:
         "families": sorted(FAMILIES),
         "backbones": sorted(BACKBONES),
     }
+
+
+def _with_advice(what: str, advice: str | None) -> str:
+    return f"{what}; {advice}" if advice else what

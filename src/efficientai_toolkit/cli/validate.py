@@ -78,7 +78,7 @@ def mlx_checks() -> Iterator[Check]:
     """Each transformation on the default device, against what it must give."""
     import mlx.core as mx
 
-    from ..devices import blas, compiles
+    from ..devices import allocator, blas, compiles
 
     def close(value: mx.array, expected: list[float]) -> bool:
         return bool(mx.allclose(value, mx.array(expected), rtol=1e-5, atol=1e-5))
@@ -103,6 +103,9 @@ def mlx_checks() -> Iterator[Check]:
     yield Check("MLX", "mx.compile compiles", ok, why, "" if ok else "training works, but slower", needed=False)
     library, faster = blas()
     yield Check("MLX", "fast BLAS", faster is None, library, faster or "", needed=False)
+    if mx.default_device() == mx.cpu:
+        library, faster = allocator()
+        yield Check("MLX", "fast allocator", faster is None, library, faster or "", needed=False)
 
 
 def module_checks() -> Iterator[Check]:
