@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -53,6 +54,18 @@ def test_an_interrupted_row_ends_where_the_uninterrupted_one_does(tmp_path):
     assert resumed["evaluation"]["metrics"] == whole["evaluation"]["metrics"]
     assert len(list((tmp_path / "stopped" / "runs").iterdir())) == 1
     assert table.run(row, tmp_path / "whole", quick=True) == whole  # a finished row is not run again
+
+
+def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path):
+    table = load_table("sinusoid")
+    (row,) = table.chosen(["maml-5"])
+    with pytest.raises(KeyboardInterrupt):
+        table.run(row, tmp_path, quick=True, watch=Stop())
+    config = {**row.config, "meta_learning": {**row.config["meta_learning"], "inner_lr": 0.02}}
+    record = table.run(dataclasses.replace(row, config=config), tmp_path, quick=True)
+    assert record["config"]["meta_learning"]["inner_lr"] == 0.02
+    rates = [json.loads(path.read_text())["meta_learning"]["inner_lr"] for path in tmp_path.glob("runs/*/config.json")]
+    assert sorted(rates) == [0.01, 0.02]
 
 
 def test_the_command_writes_a_table_that_says_it_was_quick(tmp_path):

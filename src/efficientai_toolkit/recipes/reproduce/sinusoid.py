@@ -96,7 +96,7 @@ TABLE = Table(
     },
     evaluation={"query_size": 100, "num_test_tasks": 2000},
     rows=(
-        *_pair("reptile", "Reptile", "reptile", num_inner_steps=10, outer_lr=0.004, gradient_clip=1.0),
+        *_pair("reptile", "Reptile", "reptile", num_inner_steps=10, inner_lr=0.003, outer_lr=0.004, gradient_clip=1.0),
         *_pair("maml", "MAML", "maml", paper=ANCHORS["maml"], source=PARK, shots=(5, 10, 20)),
         *_pair(
             "meta_sgd",

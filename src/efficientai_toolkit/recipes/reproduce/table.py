@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...config import MetaLearningConfig
-from ...errors import ConfigurationError, did_you_mean
+from ...errors import ConfigurationError, ToolkitError, did_you_mean
 from ...files import read_json, write_json, write_text
 from ...runs.build import restore
 from ...runs.evaluate import evaluate_tasks
@@ -36,6 +36,8 @@ class Row:
         paper: the published number, None where there is none.
         source: whose it is.
         note: what a reader should know.
+        evaluation: what of `task_distribution` differs when evaluating, over the table's.
+        trained_as: the row whose training this one shares; default: its own.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Row:
     paper: float | None = None
     source: str = ""
     note: str = ""
+    evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trained_as: str = ""
 
 
 class Run(NamedTuple):
@@ -142,9 +146,10 @@ class Table:
         Here: a learner is trained and evaluated on test tasks.
         """
         config = self.config(row, seed=run.seed, quick=run.quick)
-        report = trained(config, run)
+        seeded = f"-seed{run.seed}" if run.seed else ""
+        report = trained(config, run, f"{row.trained_as or row.name}{seeded}")
         built = restore(report["checkpoints"]["last"])
-        section = config.task_distribution.model_copy(update=dict(self.evaluation))
+        section = config.task_distribution.model_copy(update={**self.evaluation, **row.evaluation})
         if run.quick:
             section = section.model_copy(update={"num_test_tasks": QUICK_EPISODES})
         test = build_splits(section, data_dir=run.data_dir, seed=run.seed).test
@@ -224,7 +229,8 @@ def trained(config: MetaLearningConfig, run: Run, name: str | None = None) -> di
         KeyboardInterrupt: it was stopped.
     """
     name = name or run.name
-    begun = sorted((run.folder / "runs").glob(f"{name}_*/config.json"))
+    found = sorted((run.folder / "runs").glob(f"{name}_*/config.json"))
+    begun = [path for path in found if _settings_in(path) == described(config)]  # of other settings it is another run
     if begun:
         report = resume(begun[-1].parent, watch=run.watch)
     else:
@@ -241,6 +247,13 @@ def trained(config: MetaLearningConfig, run: Run, name: str | None = None) -> di
 def described(config: MetaLearningConfig) -> dict[str, Any]:
     """A configuration for a record: without the folders of the machine that it was used on."""
     return {section: values for section, values in config.to_dict().items() if section != "paths"}
+
+
+def _settings_in(path: Path) -> dict[str, Any] | None:
+    try:
+        return described(MetaLearningConfig.from_dict(read_json(path)))
+    except ToolkitError:  # damaged, or of another version
+        return None
 
 
 def mean_of_seeds(results: Sequence[Mapping[str, Any]]) -> tuple[float, float | None]:
