@@ -169,20 +169,31 @@ class Graphs:
 
         Two, since a stack is not a loop: it does not take `mx.checkpoint`, and some operations cannot be stacked at
         all (then the answer is more than any budget, and tasks are looped over). Rounded up to a power of two, since
-        the peak varies a little from process to process and the same run must cut its stacks alike.
+        the peak varies a little from process to process and the same run must cut its stacks alike. Where a plain
+        gradient of the loss is already too large for two tasks, there is nothing more to find out.
         """
+        problem, support = self.problem(loss_fn), (stack.support_x[0], stack.support_y[0])
+        least = _peak_bytes(lambda: mx.grad(problem.loss)(meta["model"], *support, key=mx.random.key(0)))
+        if 2 * least > memory_budget():
+            return least
         part = tuple(a[:2] for a in stack)
         keys = mx.random.split(mx.random.key(0), 2)
         mx.eval(part, meta, keys)
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
         try:
-            mx.eval(self._gradient(loss_fn)(meta, keys, mx.array(0, dtype=mx.uint32), part))
+            peak = _peak_bytes(lambda: self._gradient(loss_fn)(meta, keys, mx.array(0, dtype=mx.uint32), part))
         except (ValueError, RuntimeError) as error:
             if "vmap" not in str(error):
                 raise
             return 1 << 62
-        return 1 << max(0, (mx.get_peak_memory() - before) // 2).bit_length()
+        return peak // 2
+
+
+def _peak_bytes(compute: Callable[[], Any]) -> int:
+    """Of evaluating what `compute` returns, above what is there before; rounded up to a power of two."""
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(compute())
+    return 1 << max(0, mx.get_peak_memory() - before).bit_length()
 
 
 def _norm(tree: Any) -> mx.array:
