@@ -60,6 +60,8 @@ def test_it_learns(algorithm, name):
     if not fits(algorithm, tasks.is_classification):
         with pytest.raises(ToolkitError, match=r"class|regression|target"):
             build(algorithm, tasks, compile=False).evaluate(tasks.batch_at(0, 2))
+        with pytest.raises(ToolkitError, match=r"class|regression|target"):
+            build(algorithm, tasks, compile=False).meta_train_step(tasks.batch_at(0, 2))
         return
     learner = build(algorithm, tasks, compile=False)
     trained = learner.num_inner_steps

@@ -9,8 +9,9 @@ import pytest
 
 from efficientai_toolkit import MLP, Conv4, EpisodeStack, FOMAMLLearner, MAMLLearner, mse_loss
 from efficientai_toolkit.nn.conv import conv_norm_relu_pool
+from efficientai_toolkit.nn.elementwise import add_scaled
 from efficientai_toolkit.nn.functional import update
-from efficientai_toolkit.nn.layers import EpisodicBatchNorm, Linear, conv2d, max_pool2d
+from efficientai_toolkit.nn.layers import EpisodicBatchNorm, Linear, conv2d, max_pool2d, shared_times
 
 
 def sines(tasks: int = 2, shots: int = 5, seed: int = 0) -> EpisodeStack:
@@ -251,3 +252,45 @@ def test_looped_conv4_needs_the_memory_of_one_task():
         return mx.get_peak_memory() - before
 
     assert needed(8) <= 1.3 * needed(2)
+
+
+def _stacked_hessian_products(function, shared, own, weights):
+    """Value, gradient and a Hessian-vector product of Σ_tasks Σ sin(function(shared, own)) · weights, as one vector."""
+
+    def loss(shared, own):
+        return mx.sum(mx.sin(mx.vmap(function, in_axes=(None, 0))(shared, own)) * weights)
+
+    def slope(shared, own):
+        grads = mx.grad(loss, argnums=(0, 1))(shared, own)
+        return mx.concatenate([g.reshape(-1) for g in grads])
+
+    first = slope(shared, own)
+    direction = mx.sin(mx.arange(first.size).astype(mx.float32))
+    second = mx.grad(lambda *args: mx.sum(slope(*args) * direction), argnums=(0, 1))(shared, own)
+    return mx.concatenate([loss(shared, own).reshape(1), first, *(g.reshape(-1) for g in second)])
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["outside", "inner gradient"])
+@pytest.mark.parametrize("case", ["add_scaled", "shared_times"])
+def test_what_tasks_share_is_differentiated_as_by_mlx(case, nested):
+    keys = mx.random.split(mx.random.key(0), 3)
+    x = mx.random.normal((5, 3, 4), key=keys[0])
+    ours, plain, shared = {
+        "add_scaled": (lambda b, a: add_scaled(mx.sin(a), b, a), lambda b, a: mx.sin(a) + b * a, mx.array(0.3)),
+        "shared_times": (
+            lambda b, a: shared_times(a, b),
+            lambda b, a: a @ b,
+            mx.random.normal((4, 4), key=keys[1]),
+        ),
+    }[case]
+    weights = mx.random.normal(x.shape, key=keys[2])
+
+    def of(function):
+        # An inner step, as learners take it: its gradient is differentiated again.
+        if nested:
+            return lambda b, a: a - mx.grad(lambda a: mx.sum(mx.square(function(b, a))))(a)
+        return function
+
+    found = _stacked_hessian_products(of(ours), shared, x, weights)
+    expected = _stacked_hessian_products(of(plain), shared, x, weights)
+    assert mx.linalg.norm(found - expected).item() < 1e-5 * mx.linalg.norm(expected).item()

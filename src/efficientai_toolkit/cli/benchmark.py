@@ -72,6 +72,11 @@ def show(report: dict[str, Any]) -> None:
         for row in report["learners"]:
             table.add_row(row["name"], *_times(row), f"{row['ratio']:.2f}", _megabytes(row))
         console.print(table)
+        console.print(report["workload"], highlight=False)
+        for row in report["learners"]:
+            if row["options"]:
+                given = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+                console.print(f"{row['name']}: {given}", highlight=False)
         return
     if "peft" in report:
         table = Table("learner", "LoRA in", "ms a step", "min – max", "memory", "× faster")

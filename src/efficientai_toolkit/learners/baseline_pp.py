@@ -80,6 +80,8 @@ class BaselinePlusPlus(MetaLearner):
             return rule_out(cosines(fast[HEAD], z), fast["having"])
 
         def meta_grad(learner, problem, meta, stack, *, keys, num_steps, iteration):
+            classes(problem, meta["model"], stack.support_y[0])  # or it says that it is for classes
+
             def task(meta, sx, sy, qx, qy, key):
                 z = embed(problem, meta["model"], mx.concatenate([sx, qx]), key=key)
                 logits = cosines(meta["rule"]["base"], z)

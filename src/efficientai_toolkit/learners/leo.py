@@ -12,6 +12,7 @@ from ..backbones.mlp import MLP
 from ..errors import ConfigurationError, ModelError, TaskSamplingError
 from ..nn.activations import relu
 from ..nn.functional import Parameters, trainable
+from ..nn.layers import shared_times
 from ..nn.losses import is_classification
 from ..tasks.episode import Episode
 from .base import MetaLearner
@@ -84,11 +85,11 @@ def encode(arrays: Parameters, examples: mx.array, groups: mx.array) -> tuple[mx
     k. Its first layer is linear in each half of a pair and its last in all, so they are taken before and after there
     are pairs.
     """
-    z = examples @ arrays["encoder.weight"].T
+    z = shared_times(examples, arrays["encoder.weight"].T)
     first, second = mx.split(arrays["relation.layers.0.weight"], 2, axis=1)
-    pairs = mx.addmm(arrays["relation.layers.0.bias"], z, first.T)[:, None] + (z @ second.T)[None]
+    pairs = (shared_times(z, first.T) + arrays["relation.layers.0.bias"])[:, None] + shared_times(z, second.T)[None]
     hidden = relu(pairs).reshape(-1, pairs.shape[-1])  # (S · S, 2 L)
-    hidden = relu(mx.addmm(arrays["relation.layers.1.bias"], hidden, arrays["relation.layers.1.weight"].T))
+    hidden = relu(shared_times(hidden, arrays["relation.layers.1.weight"].T) + arrays["relation.layers.1.bias"])
     share = groups / mx.maximum(mx.sum(groups, axis=1, keepdims=True), 1)
     related = share @ mx.mean(hidden.reshape(*pairs.shape[:2], -1), axis=1)
     moments = mx.addmm(arrays["relation.head.bias"], related, arrays["relation.head.weight"].T)
@@ -176,7 +177,7 @@ class LEOLearner(MetaLearner):
             return {"model": params, "rule": rule}
 
         def decode(p: Parameters) -> mx.array:
-            return mx.addmm(p[OFFSET], p[CODE], p[DECODER])
+            return p[OFFSET] + shared_times(p[CODE], p[DECODER])
 
         def with_rows(p: Parameters, rows: mx.array) -> Parameters:
             """The model's own weights, but for those in `rows`."""

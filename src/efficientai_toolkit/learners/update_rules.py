@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..nn.elementwise import scaling
+from ..nn.elementwise import add_scaled, scaling
 from ..nn.functional import Parameters
 
 RuleParameters = dict[str, mx.array]
@@ -88,10 +88,17 @@ def lslr(num_steps: int, learning_rate: float) -> UpdateRule:
         return {f"rate.{path}": mx.full((max(num_steps, 1),), learning_rate) for path in params}
 
     def update(rule, state, grads, params, step):
-        last = max(num_steps, 1) - 1
-        return {path: p - rule[f"rate.{path}"][min(step, last)] * grads[path] for path, p in params.items()}, state
+        # Taken apart once: a gradient for every number that is taken out of an array costs more than the step.
+        backwards = state or {path: _numbers(-rule[f"rate.{path}"]) for path in params}
+        k = min(step, max(num_steps, 1) - 1)
+        return {path: add_scaled(p, backwards[path][k], grads[path]) for path, p in params.items()}, backwards
 
     return UpdateRule(update, init)
+
+
+def _numbers(a: mx.array) -> list[mx.array]:
+    """(N,) → N numbers ()"""
+    return [part.reshape(()) for part in mx.split(a, a.shape[0])]
 
 
 UPDATE_RULES: dict[str, Callable[..., UpdateRule]] = {"sgd": sgd, "momentum": momentum, "adam": adam}

@@ -10,6 +10,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import mlx.core as mx
+
 from .conv import custom_function
 
 
@@ -41,3 +43,28 @@ def positive(x):
 @positive.vmap
 def _(x, axis):
     return (x > 0).astype(x.dtype), axis
+
+
+@custom_function
+def add_scaled(x, factor, y):
+    """x + `factor` · y, of one shape, for a learned number `factor`, (); to be differentiated to any order."""
+    return x + factor * y
+
+
+@add_scaled.vjp
+def _(primals, cotangent, _output):
+    _x, factor, y = primals
+    # As a matrix product, half of the time of a sum of products on a CPU.
+    slope = (cotangent.reshape(1, -1) @ y.reshape(-1, 1)).reshape(())
+    return cotangent, slope, factor * cotangent
+
+
+@add_scaled.vmap
+def _(inputs, axes):
+    stacked = [axis is not None and axis >= 0 for axis in axes]
+    count = next(a.shape[axis] for a, axis, own in zip(inputs, axes, stacked, strict=True) if own)
+    x, factor, y = (mx.moveaxis(a, axis, 0) if own else a for a, axis, own in zip(inputs, axes, stacked, strict=True))
+    x, y = (a if own else mx.broadcast_to(a, (count, *a.shape)) for a, own in ((x, stacked[0]), (y, stacked[2])))
+    if stacked[1]:
+        return x + factor.reshape(count, *(1 for _ in y.shape[1:])) * y, 0
+    return add_scaled(x, factor, y), 0

@@ -14,7 +14,7 @@ import mlx.nn as nn
 from .conv import conv2d, custom_function, max_pool2d
 from .functional import next_key
 
-__all__ = ["Conv2d", "Dropout", "EpisodicBatchNorm", "Linear", "conv2d", "max_pool2d"]
+__all__ = ["Conv2d", "Dropout", "EpisodicBatchNorm", "Linear", "conv2d", "max_pool2d", "shared_times"]
 
 
 class Linear(nn.Linear):
@@ -73,6 +73,30 @@ def _(primals, cotangent, _output):
 def _(primals, cotangent, _output):
     a, b = primals
     return _times_transpose(b, cotangent), _times(a, cotangent)
+
+
+@custom_function
+def shared_times(a: mx.array, b: mx.array) -> mx.array:
+    """Rows a (N, K) times b (K, M), of which all tasks of a `vmap` share b: one product for all of them.
+
+    So is b's gradient, where MLX's own would be as large as b for each task. (Small networks' layers gain nothing.)
+    """
+    return a @ b
+
+
+@shared_times.vjp
+def _(primals, cotangent, _output):
+    a, b = primals
+    return shared_times(cotangent, b.T), a.T @ cotangent
+
+
+@shared_times.vmap
+def _(inputs, axes):
+    stacked = [axis is not None and axis >= 0 for axis in axes]
+    a, b = (mx.moveaxis(x, axis, 0) if own else x for x, axis, own in zip(inputs, axes, stacked, strict=True))
+    if stacked[1]:
+        return a @ b, 0
+    return shared_times(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1]), 0
 
 
 class Conv2d(nn.Module):

@@ -15,7 +15,7 @@ from .. import __version__
 from ..backbones.conv4 import Conv4
 from ..backbones.mlp import MLP, SimpleClassifier
 from ..devices import device_info, gpu_kind, select_device
-from ..errors import ToolkitError
+from ..errors import TaskSamplingError, ToolkitError
 from ..learners import LEARNERS, learner_class
 from ..learners.base import MetaLearner
 from ..learners.maml import MAMLLearner
@@ -36,10 +36,11 @@ class Workload(NamedTuple):
 
 
 def sinusoid(learner: Callable[..., MetaLearner] = MAMLLearner, **options: Any) -> tuple[MetaLearner, Batches]:
-    """Finn's sinusoids, 25 tasks × (10 + 10), MLP 1-40-40-1, 5 inner steps."""
+    """Finn's sinusoids, 25 tasks × (10 + 10), MLP 1-40-40-1, 5 inner steps unless `options` say otherwise."""
     config = TaskConfig("sinusoid", "sinusoid", num_classes=1, input_dim=1, support_size=10, query_size=10)
     tasks = TaskDistribution([config], endless=True)
-    return learner(MLP(1, 1, 40, 2), 0.001, 0.001, 5, **options), lambda index: tasks.batch_at(index, 25)
+    options = {"inner_lr": 0.001, "outer_lr": 0.001, "num_inner_steps": 5, **options}
+    return learner(MLP(1, 1, 40, 2), **options), lambda index: tasks.batch_at(index, 25)
 
 
 def images(count: int) -> tuple[MetaLearner, Batches]:
@@ -81,37 +82,57 @@ def workloads(quick: bool = False) -> list[Workload]:
     return standard + sizes
 
 
+class Timing:
+    """Blocks of meta-steps of one workload, timed after the first step (which compiles) and a warm-up."""
+
+    def __init__(self, workload: Workload, block_s: float):
+        self._tasks = workload.tasks
+        self._learner, self._batches = workload.make()
+        begin = time.perf_counter()
+        _run(self._learner, self._batches, 1)
+        self._first = time.perf_counter() - begin
+        mx.reset_peak_memory()
+        begin = time.perf_counter()
+        self._loss = _run(self._learner, self._batches, 2)
+        one = (time.perf_counter() - begin) / 2
+        self._peak = mx.get_peak_memory()
+        self._block = max(1, min(200, int(block_s / one)))
+        self.times: list[float] = []  # seconds a meta-step, of each block
+
+    def block(self) -> None:
+        start = time.perf_counter()
+        self._loss = _run(self._learner, self._batches, self._block)
+        self.times.append((time.perf_counter() - start) / self._block)
+
+    def figures(self) -> dict[str, Any]:
+        typical = statistics.median(self.times)
+        return {
+            "ms": {"median": typical * 1e3, "min": min(self.times) * 1e3, "max": max(self.times) * 1e3},
+            "first_step_s": self._first,
+            "tasks_per_s": self._tasks / typical,
+            "s_per_1000": typical * 1e3,
+            "peak_bytes": self._peak,
+            "query_loss": self._loss if np.isfinite(self._loss) else None,
+        }
+
+
 def measure(workload: Workload, seconds: float) -> dict[str, Any]:
-    """Time meta-steps in blocks for about `seconds`, after the first step (which compiles) and a warm-up.
+    """Time meta-steps in blocks for about `seconds`.
 
     Returns:
         `ms` of a meta-step (`median`, `min`, `max` over blocks), `first_step_s`, `tasks_per_s`, `s_per_1000`
         iterations, `peak_bytes` of MLX's arrays and the last `query_loss`.
     """
-    learner, batches = workload.make()
+    return _in_turns([Timing(workload, seconds / 10)], seconds)[0].figures()
+
+
+def _in_turns(timings: list[Timing], seconds: float) -> list[Timing]:
+    """At least three blocks of each, one after another, so that what else the machine does falls on all alike."""
     begin = time.perf_counter()
-    _run(learner, batches, 1)
-    first = time.perf_counter() - begin
-    mx.reset_peak_memory()
-    begin = time.perf_counter()
-    _run(learner, batches, 2)
-    one = (time.perf_counter() - begin) / 2
-    block = max(1, min(200, int(seconds / 10 / one)))
-    times: list[float] = []
-    begin, loss = time.perf_counter(), float("nan")
-    while len(times) < 3 or time.perf_counter() - begin < seconds:
-        start = time.perf_counter()
-        loss = _run(learner, batches, block)
-        times.append((time.perf_counter() - start) / block)
-    typical = statistics.median(times)
-    return {
-        "ms": {"median": typical * 1e3, "min": min(times) * 1e3, "max": max(times) * 1e3},
-        "first_step_s": first,
-        "tasks_per_s": workload.tasks / typical,
-        "s_per_1000": typical * 1e3,
-        "peak_bytes": mx.get_peak_memory(),
-        "query_loss": loss if np.isfinite(loss) else None,
-    }
+    while len(timings[0].times) < 3 or time.perf_counter() - begin < seconds:
+        for timing in timings:
+            timing.block()
+    return timings
 
 
 def _run(learner: MetaLearner, batches: Batches, count: int) -> float:
@@ -162,16 +183,20 @@ def benchmark(
     return {**about, "results": results, "gpu_speedup": _speedups(results)}
 
 
+# What a learner is given for the sinusoids, where its defaults are for classes or take more than five inner steps.
+FOR_SINUSOIDS: dict[str, dict[str, Any]] = {"leo": {"decodes": "all", "num_inner_steps": 4, "finetune_steps": 1}}
+
+
 def compare_learners(
     *,
     device: str | None = None,
-    seconds: float = 2.0,
+    seconds: float = 3.0,
     quick: bool = False,
     each: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """The meta-step of every learner that adapts by steps, on the sinusoid workload, relative to MAML's.
 
-    MAML is measured before each, so that what else the machine does falls on both.
+    MAML and the learner take turns, block by block; `ratio` is the median of the blocks' ratios.
     """
     seconds = 0.05 if quick else seconds
     baseline = Workload("maml", "", 25, sinusoid)
@@ -179,21 +204,23 @@ def compare_learners(
     with default_device_kept():
         select_device(devices_of(device)[0])
         for name in sorted(LEARNERS):
-            made = learner_class(name)
+            made, options = learner_class(name), FOR_SINUSOIDS.get(name, {})
             if not made.adapts_by_steps:
                 continue
-            work = Workload(name, "", 25, lambda made=made: sinusoid(made))
+            work = Workload(name, "", 25, lambda made=made, options=options: sinusoid(made, **options))
             try:
-                reference, own = measure(baseline, seconds), measure(work, seconds)
-            except ToolkitError:
+                timings = [Timing(work, seconds / 30), Timing(baseline, seconds / 30)]
+            except TaskSamplingError:
                 continue  # it is for classification alone
-            ratio = own["ms"]["median"] / reference["ms"]["median"]
-            row = {"name": name, **own, "ratio": ratio, "ratio_of_min": own["ms"]["min"] / reference["ms"]["min"]}
-            rows.append(row)
+            own, reference = _in_turns(timings, seconds)
+            ratios = [a / b for a, b in zip(own.times, reference.times, strict=True)]
+            row = {"name": name, "options": options, **own.figures(), "maml_ms": reference.figures()["ms"]}
+            rows.append({**row, "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)})
             if each is not None:
-                each(row)
+                each(rows[-1])
         about = machine()
-    return {**about, "learners": rows}
+    title = "sinusoids, 25 tasks × (10 + 10), MLP 1-40-40-1, 5 inner steps"
+    return {**about, "workload": title, "seconds": seconds, "learners": rows}
 
 
 def devices_of(device: str | None) -> list[str]:
