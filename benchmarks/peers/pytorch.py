@@ -106,8 +106,8 @@ def _functional(work, params, episode, loss, compiled):
         return query, new, m, v
 
     run = torch.compile(step) if compiled else step
-    zeros = {path: torch.zeros_like(value) for path, value in params.items()}
-    state = [params, zeros, zeros]
+    # Two sets of zeros: of one, torch.compile would notice at the second step that they are no longer the same.
+    state = [params, *({path: torch.zeros_like(value) for path, value in params.items()} for _ in range(2))]
     done = 0
 
     def steps(count):

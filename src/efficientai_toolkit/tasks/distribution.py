@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -275,12 +276,14 @@ class TaskDistribution:
         seeds = np.array([self.task_seed(config) for config in configs], np.uint64)
         return _Cell(kind, configs[0], len(members), settings, kind.tasks(configs[0], settings, seeds))
 
+    @functools.cached_property
+    def _largest_episode(self) -> int:
+        """Numbers in an episode of the largest shape."""
+        shapes = (stack.shape for stack in self._stacks)
+        return max((s.support + s.query) * (math.prod(s.input) + math.prod(s.target)) for s in shapes)
+
     def _batches_per_block(self, n: int) -> int:
-        largest = max(
-            (s.support + s.query) * (int(np.prod(s.input)) + int(np.prod(s.target)))
-            for s in (stack.shape for stack in self._stacks)
-        )
-        return min(max(_BLOCK_BYTES // (4 * n * largest), 1), _BLOCK_BATCHES)
+        return min(max(_BLOCK_BYTES // (4 * n * self._largest_episode), 1), _BLOCK_BATCHES)
 
     def _draw_block(self, n: int, number: int, per_block: int) -> list[_Drawn]:
         rng = generator(stable_seed(self.seed, self.stream, "batches", n), number)
@@ -300,7 +303,11 @@ class TaskDistribution:
 
     def _draw_stack(self, stack: _Stack, total: int, rng: np.random.Generator) -> Draw:
         rounds = -(-total // stack.size)
-        slots = np.concatenate([rng.permutation(stack.size) for _ in range(rounds)])[:total]
+        # The one task of an endless distribution needs no order (and no random number).
+        orders = (
+            [rng.permutation(stack.size) for _ in range(rounds)] if stack.size > 1 else [np.zeros(rounds, np.int64)]
+        )
+        slots = np.concatenate(orders)[:total]
         if len(stack.cells) == 1:
             return self._draw_cell(stack.cells[0], slots, rng)
         x_type = np.result_type(*(cell.family.input_type for cell in stack.cells))
