@@ -44,8 +44,13 @@ class PTuning(Prompt):
     def tokens(self) -> mx.array:
         x = self.embedding
         for layer in self.layers[:-1]:
-            x = mx.maximum(layer(x), 0)
-        return self.layers[-1](x)
+            x = mx.maximum(_dense(layer, x), 0)
+        return _dense(self.layers[-1], x)
+
+
+def _dense(layer: nn.Linear, x: mx.array) -> mx.array:
+    # Not `addmm`, which `vmap` refuses where the tasks differ in the bias alone: CAVIA's first layer here.
+    return x @ layer.weight.T + layer.bias
 
 
 @dataclass(frozen=True)

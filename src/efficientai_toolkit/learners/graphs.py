@@ -172,11 +172,12 @@ class Graphs:
 
         Two, since a stack is not a loop: it does not take `mx.checkpoint`, and some operations cannot be stacked at
         all (then the answer is more than any budget, and tasks are looped over). Rounded up to a power of two, since
-        the peak varies a little from process to process and the same run must cut its stacks alike. Where a plain
-        gradient of the loss is already too large for two tasks, there is nothing more to find out.
+        the peak varies a little from process to process and the same run must cut its stacks alike. Where one
+        gradient of the outputs is already too large for two tasks, there is nothing more to find out.
         """
-        problem, support = self.problem(loss_fn), (stack.support_x[0], stack.support_y[0])
-        least = _peak_bytes(lambda: mx.grad(problem.loss)(meta["model"], *support, key=mx.random.key(0)))
+        apply, x = self.problem(loss_fn).apply, stack.support_x[0]
+        # Of the outputs, since labels need not be numbers of outputs: not every learner's loss is that of the model.
+        least = _peak_bytes(lambda: mx.grad(lambda params: mx.sum(mx.square(apply(params, x))))(meta["model"]))
         if 2 * least > memory_budget():
             return least
         part = tuple(a[:2] for a in stack)
