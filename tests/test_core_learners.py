@@ -238,7 +238,7 @@ def test_evaluate_reports_every_number_of_steps():
     for sx, sy, qx, qy in singles(stack):
         by_hand.append(cross_entropy_loss(learner.adapt(sx, sy, num_steps=3)(qx), qy).item())
     assert report["step_3_loss"] == pytest.approx(np.mean(by_hand), rel=1e-5)
-    assert report["step_3_loss_ci95"] == pytest.approx(1.96 * np.std(by_hand, ddof=1) / 6**0.5, rel=1e-4)
+    assert report["step_3_loss_ci95"] == pytest.approx(2.571 * np.std(by_hand, ddof=1) / 6**0.5, rel=1e-4)
 
 
 def test_adapt_leaves_the_learner_alone_and_takes_a_pair():

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..checkpoint import read_npz, write_npz
 from ..errors import CheckpointError, ConfigurationError, ModelError, TaskSamplingError, did_you_mean
+from ..intervals import mean_ci95
 from ..nn.functional import Parameters, clone, trainable, update
 from ..nn.losses import LossFn
 from ..nn.trees import check_fit, flatten, unflatten
@@ -259,12 +260,12 @@ class MetaLearner:
 
         Returns:
             `step_{k}_loss`, `step_{k}_acc` (classification), each with its `_ci95` (half-width of the 95 % interval
-            of the mean over tasks, 1.96 standard errors), and `final_loss`, the loss after the most steps.
+            of the mean over tasks, by Student's t; 0 for one task), and `final_loss`, the loss after the most steps.
         """
         report: dict[str, float] = {}
         for name, values in self.evaluate_per_task(episodes, loss_fn, num_adaptation_steps).items():
-            report[name] = float(values.mean())
-            report[f"{name}_ci95"] = float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+            report[name], width = mean_ci95(values)
+            report[f"{name}_ci95"] = width or 0.0
         report["final_loss"] = report[f"step_{max(num_adaptation_steps)}_loss"]
         return report
 

@@ -24,6 +24,7 @@ import numpy as np
 from ..checkpoint import read_header, read_npz, write_npz
 from ..config import MetaLearningConfig, Override
 from ..errors import CheckpointError, DivergenceError, OutputError
+from ..intervals import mean_ci95
 from ..logging import setup_logger
 from .build import Built, build
 from .experiment import ExperimentManager
@@ -362,8 +363,8 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def _mean_ci(name: str, values: np.ndarray) -> dict[str, float | None]:
     """Mean over tasks and the half-width of its 95 % interval."""
-    spread = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return {name: _finite(values.mean()), f"{name}_ci95": _finite(spread)}
+    mean, width = mean_ci95(values)
+    return {name: _finite(mean), f"{name}_ci95": _finite(width or 0.0)}
 
 
 def _finite(value: Any) -> float | None:
