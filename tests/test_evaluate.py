@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from efficientai_toolkit import MAML, MLP, MAMLLearner, ReptileLearner, SimpleClassifier
+from efficientai_toolkit import MAML, MLP, MAMLLearner, MetaSGDLearner, ReptileLearner, SimpleClassifier
 from efficientai_toolkit.cli.evaluate import interval, show, whole_numbers
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import CheckpointError, ConfigurationError
@@ -80,6 +80,20 @@ def test_a_diverged_task_gives_null_not_nan(tmp_path):
     assert report["headline"]["diverged_tasks"] > 0
     assert report["metrics"]["step_0_loss"] > 0
     assert report["adaptation_speed"]["steps_to_90_percent"] is None
+
+
+def test_meta_sgd_trained_with_one_step_diverges_at_five_and_its_headline_is_at_one():
+    """Its rates are those of one large step; said in docs/results.md."""
+    template = TaskConfig("sinusoid", "sinusoid", num_classes=1, input_dim=1, support_size=10, query_size=10)
+    tasks = TaskDistribution([template], endless=True)
+    learner = MetaSGDLearner(MLP(1, 1, 40, 2), outer_lr=0.01, num_inner_steps=1)
+    learner.meta_train(tasks, num_iterations=400, meta_batch_size=16)
+    unseen = TaskDistribution([template], 1, endless=True, stream="unseen")
+    report = evaluate_tasks(learner, unseen, episodes=100, steps=(1, 5)).report
+    before, at_one, at_five = (report["metrics"][f"step_{k}_loss"] for k in (0, 1, 5))
+    assert report["headline"]["steps"] == 1
+    assert report["headline"]["mean"] == at_one < before
+    assert at_five is None or at_five > 10 * at_one
 
 
 def test_steps_beyond_the_trained_number_are_marked_for_per_step_rules(monkeypatch):
