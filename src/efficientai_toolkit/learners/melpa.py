@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from ..errors import ConfigurationError, ModelError, TaskSamplingError
 from ..nn.functional import Parameters
+from ..nn.layers import shared_times
 from ..nn.losses import accuracy, is_classification
 from ..tasks.episode import EpisodeStack
 from .base import MetaLearner
@@ -212,6 +213,11 @@ def _chunk(chunk: int | None, sequence: Any) -> int | None:
 def _beginning(initialisation: str, means: tuple[str, str] | None) -> Callable[..., Parameters]:
     def begin(problem: Problem, meta: Meta, x: mx.array, y: mx.array, start: Parameters | None = None) -> Parameters:
         rule = meta["rule"]
+
+        def decoded(path: str, code: mx.array) -> mx.array:
+            matrix = rule[f"decode.{path}"]
+            return shared_times(code[None], matrix.reshape(-1, matrix.shape[-1]).T).reshape(matrix.shape[:-1])
+
         params = meta["model"] if start is None else start
         if initialisation == "fixed" and start is None:
             params = {path: mx.stop_gradient(p) for path, p in params.items()}
@@ -224,7 +230,7 @@ def _beginning(initialisation: str, means: tuple[str, str] | None) -> Callable[.
         if network:
             context = mx.stop_gradient(mx.mean(z, axis=0))
             code = mx.tanh(rule["code.weight"] @ (context / _rms(context)) + rule["code.bias"])
-            params = {p: a + rule[f"decode.{p}"] @ code if f"decode.{p}" in rule else a for p, a in params.items()}
+            params = {p: a + decoded(p, code) if f"decode.{p}" in rule else a for p, a in params.items()}
         if head is None:
             return params
         weight, bias = head
