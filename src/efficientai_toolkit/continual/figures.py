@@ -42,7 +42,7 @@ _COLOURS = {
     "replay": GREEN,
     "melpa": VERMILION,
 }
-_OTHERS = ("#A6761D", "#44AA99", "#882255", "#999933")
+_OTHERS = ("#A6761D", "#44AA99", "#882255", "#999933", "#E7298A", "#5E4FA2")
 
 
 def title_of(strategy: str) -> str:
@@ -112,7 +112,7 @@ def accuracy_matrices(results: Mapping[str, Any]) -> Figure:
     columns = min(len(runs), 4)
     rows = math.ceil(len(runs) / columns)
     side = max(2.2, 0.42 * size + 0.7)
-    figure = Figure(figsize=(side * columns + 0.8, (side + 0.45) * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(side * columns + 0.8, (side + 0.6) * rows + 0.5), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     image = None
     for axis, (name, matrix) in zip(axes, runs.items(), strict=False):
@@ -124,7 +124,7 @@ def accuracy_matrices(results: Mapping[str, Any]) -> Figure:
                     j, i, f"{value:.0f}", ha="center", va="center", fontsize=7.5 if size <= 6 else 6,
                     color="white" if matrix[i, j] < 0.6 else INK,
                 )  # fmt: skip
-        axis.set_title(f"{title_of(name)}: {100 * matrix[-1].mean():.1f} %", fontsize=9.5)
+        axis.set_title(f"{title_of(name)}\n{100 * matrix[-1].mean():.1f} %", fontsize=9)
         axis.set_xticks(range(size), [str(k + 1) for k in range(size)])
         axis.set_yticks(range(size), [str(k + 1) for k in range(size)])
         axis.grid(visible=False)

@@ -114,7 +114,7 @@ TABLE = Table(
             learner={"kind": "mc1"},
             paper=ANCHORS["mc1"],
             source=PARK,
-            **LONGER,
+            num_meta_iterations=45_000,
         ),
         *_pair(
             "mc2",
