@@ -114,6 +114,7 @@ TABLE = Table(
             learner={"kind": "mc1"},
             paper=ANCHORS["mc1"],
             source=PARK,
+            note="the output's matrix M_o of every layer stays the identity",
             num_meta_iterations=45_000,
         ),
         *_pair(
