@@ -21,7 +21,7 @@ from efficientai_toolkit import (
 from efficientai_toolkit.learners import inner_loop as loop
 from efficientai_toolkit.learners.alpaca import posterior
 from efficientai_toolkit.learners.cavia import modulated_paths
-from efficientai_toolkit.learners.imaml import conjugate_gradient
+from efficientai_toolkit.learners.imaml import conjugate_gradient, proximal_sgd
 from efficientai_toolkit.learners.leo import Target, decorrelation, encode, kl_to_standard_normal
 from efficientai_toolkit.learners.r2d2 import ridge, solve_spd, with_one
 from learner_cases import assert_close, blobs, sines, singles
@@ -153,10 +153,23 @@ def test_imaml_memory_does_not_grow_with_the_steps():
     assert peak(20) <= 1.3 * peak(5)
 
 
+def test_imaml_clips_over_all_arrays_at_once():
+    rule = proximal_sgd(0.5, 2.0, largest=1.0)  # the pull keeps half of a step
+    theta = {"a": mx.array([1.0, 2.0]), "b": mx.array([3.0])}
+    grads = {"a": mx.array([6.0, 0.0]), "b": mx.array([8.0])}
+    stepped, _ = rule.update({}, rule.start(theta), grads, theta, 0)
+    np.testing.assert_allclose(np.array(stepped["a"]), [1 - 0.25 * 0.6, 2], rtol=1e-6)
+    np.testing.assert_allclose(np.array(stepped["b"]), [3 - 0.25 * 0.8], rtol=1e-6)
+    free, _ = proximal_sgd(0.5, 2.0).update({}, rule.start(theta), grads, theta, 0)
+    np.testing.assert_allclose(np.array(free["b"]), [3 - 0.25 * 8])
+
+
 def test_conjugate_gradient_survives_an_exact_solution_and_negative_curvature():
     factors = mx.array([[2.0], [-1.0], [2.0]])  # three systems at once
     solved = conjugate_gradient(lambda v: factors * v, mx.array([[1.0, -3.0], [1.0, 2.0], [0.0, 0.0]]), 5)
     np.testing.assert_allclose(np.array(solved), [[0.5, -1.5], [0, 0], [0, 0]], atol=1e-6)
+    flat = conjugate_gradient(lambda v: mx.array([[1e-6], [0.2]]) * v, mx.array([[1.0], [1.0]]), 5)
+    np.testing.assert_allclose(np.array(flat), [[0], [5]], rtol=1e-6)  # hardly any curvature: no step of a million
 
 
 # --- CAVIA -----------------------------------------------------------------------------------------------------------

@@ -14,13 +14,14 @@ from ..tasks.episode import Episode
 from .base import MetaLearner
 from .inner_loop import inner_loop
 from .learner import Learner, map_tasks, query_metrics
-from .update_rules import UpdateRule
+from .update_rules import UpdateRule, clip_scale
 
 
-def proximal_sgd(learning_rate: float, strength: float) -> UpdateRule:
+def proximal_sgd(learning_rate: float, strength: float, largest: float | None = None) -> UpdateRule:
     """φ ← argmin_ψ ⟨∇L(φ), ψ⟩ + ‖ψ − φ‖² / 2α + λ/2 ‖ψ − θ‖² = (φ − α ∇L(φ) + α λ θ) / (1 + α λ), from φ = θ.
 
-    Its fixed points are those of gradient descent on L(φ) + λ/2 ‖φ − θ‖², and it is stable for every λ.
+    Its fixed points are those of gradient descent on L(φ) + λ/2 ‖φ − θ‖², and it is stable for every λ. The norm of the
+    gradient of L is at most `largest`, where that is given.
     """
     share = 1 / (1 + learning_rate * strength)
     kept, moved, pulled = scaling(share), scaling(share * learning_rate), scaling(1 - share)
@@ -29,6 +30,9 @@ def proximal_sgd(learning_rate: float, strength: float) -> UpdateRule:
         return {path: pulled(p) for path, p in params.items()}
 
     def update(rule, pull, grads, params, step):
+        if largest is not None:
+            scale = clip_scale({path: grads[path] for path in params}, largest)
+            grads = {path: scale * grads[path] for path in params}
         return {path: kept(p) - moved(grads[path]) + pull[path] for path, p in params.items()}, pull
 
     return UpdateRule(update, start=start)
@@ -37,8 +41,8 @@ def proximal_sgd(learning_rate: float, strength: float) -> UpdateRule:
 def conjugate_gradient(matvec: Callable[[mx.array], mx.array], b: mx.array, steps: int) -> mx.array:
     """x (T, P) after `steps` steps of conjugate gradient on T systems A x = b at once, from zero.
 
-    A system stays where it is once its residual is zero, or along a direction of negative curvature (where A is not
-    positive definite and the method has no meaning).
+    A system stays where it is once its residual is zero, or along a direction of negative or hardly positive curvature,
+    under a tenth of the identity's: there iMAML's A = I + ∇²L/λ is far from convex, and a step would be very long.
     """
 
     def dot(u, v):
@@ -51,7 +55,8 @@ def conjugate_gradient(matvec: Callable[[mx.array], mx.array], b: mx.array, step
     x, residual, direction, square = mx.zeros_like(b), b, b, dot(b, b)
     for _ in range(steps):
         image = matvec(direction)
-        length = ratio(square, dot(direction, image))
+        curvature = dot(direction, image)
+        length = ratio(square, mx.where(curvature > 0.1 * dot(direction, direction), curvature, 0))
         x = x + length * direction
         residual = residual - length * image
         new = dot(residual, residual)
@@ -72,6 +77,7 @@ class IMAMLLearner(MetaLearner):
     Options:
         strength: λ. Larger keeps φ nearer θ.
         cg_steps: steps of conjugate gradient.
+        inner_clip: largest norm of an inner gradient, so that no task's weights are thrown far; None leaves it alone.
 
     Reference: A. Rajeswaran, C. Finn, S. Kakade, S. Levine, *Meta-Learning with Implicit Gradients*, NeurIPS 2019,
     arXiv:1909.04630. Differs from the paper in: the pull to θ is taken as a proximal step, so no λ is too stiff.
@@ -79,10 +85,10 @@ class IMAMLLearner(MetaLearner):
 
     algorithm = "imaml"
 
-    def build(self, *, strength: float = 2.0, cg_steps: Count = 5) -> Learner:
+    def build(self, *, strength: float = 2.0, cg_steps: Count = 5, inner_clip: float | None = None) -> Learner:
         if strength <= 0:
             raise ConfigurationError(f"strength must be positive, got {strength}")
-        rule = proximal_sgd(self.inner_lr, strength)
+        rule = proximal_sgd(self.inner_lr, strength, inner_clip)
 
         def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
             return inner_loop(

@@ -19,7 +19,7 @@ from .base import MetaLearner
 from .inner_loop import inner_loop
 from .learner import Learner, Problem, mean_gradient, query_metrics
 from .metric import head_shape, one_hot
-from .update_rules import UpdateRule
+from .update_rules import UpdateRule, clip_scale
 
 CODE, DECODER, OFFSET, ROWS, RATES = "/code", "/decoder", "/offset", "/rows", "/rates"  # no path has a slash
 
@@ -41,8 +41,7 @@ def clipped_sgd(log_rates: str, largest: float | None) -> UpdateRule:
     def update(rule, state, grads, params, step):
         rates = mx.exp(rule[log_rates])
         if largest is not None:
-            square = sum((mx.sum(mx.square(grads[path])) for path in params), mx.array(0.0))
-            rates = mx.minimum(1.0, largest * mx.rsqrt(square + 1e-12)) * rates
+            rates = clip_scale({path: grads[path] for path in params}, largest) * rates
         return {path: p - rates * grads[path] for path, p in params.items()}, state
 
     return UpdateRule(update)

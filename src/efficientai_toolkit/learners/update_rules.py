@@ -101,4 +101,10 @@ def _numbers(a: mx.array) -> list[mx.array]:
     return [part.reshape(()) for part in mx.split(a, a.shape[0])]
 
 
+def clip_scale(grads: Parameters, largest: float) -> mx.array:
+    """What to multiply gradients with so that their norm over all arrays is at most `largest`."""
+    square = sum((mx.sum(mx.square(g)) for g in grads.values()), mx.array(0.0))
+    return mx.minimum(1.0, largest * mx.rsqrt(square + 1e-12))
+
+
 UPDATE_RULES: dict[str, Callable[..., UpdateRule]] = {"sgd": sgd, "momentum": momentum, "adam": adam}
