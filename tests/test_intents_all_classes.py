@@ -105,7 +105,8 @@ def test_the_meta_learned_row_takes_what_the_transfer_row_trained(root, small, t
     config = {"kind": "protonet", "adapter": "lora", "dataset": str(write_intents(tmp_path / "mine.csv"))}
     unseen = table.Row(TRANSFER, "transfer", "BANKING77", config)
     first = TABLE.run(unseen, tmp_path / "out", data_dir=root, quick=True)
-    everything = table.Row("all-classes-mine", "all", ALL, {**config, "dataset": "banking77", "shots": 8, "draws": 10})
+    own = {**config, "trains_on": config["dataset"], "dataset": "banking77", "shots": 8, "draws": 10}
+    everything = table.Row("all-classes-mine", "all", ALL, own)
     second = TABLE.run(everything, tmp_path / "out", data_dir=root, quick=True)
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 1
     assert second["best_validation"] == first["best_validation"]

@@ -33,7 +33,7 @@ SMALL = {
     "p_tuning": {"hidden": 8},
     "prefix_mlp": {"hidden": 8},
 }
-STEPS, TASKS = 5, 24
+STEPS, TASKS = 3, 24
 
 
 def sequences(count: int, way: int = 3, shot: int = 2, query: int = 4, seed: int = 0) -> EpisodeStack:
