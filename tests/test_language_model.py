@@ -76,6 +76,13 @@ def test_bad_rows_of_completions_are_named(tmp_path):
         read_completions(tmp_path / "none.jsonl")
 
 
+def test_options_for_labels_are_refused_with_completions(tmp_path):
+    asked = ["--data", "a.jsonl", "--model", "m", "--output", str(tmp_path / "out"), "--completions", "--shots", "1"]
+    done = CliRunner().invoke(app, ["finetune", *asked])
+    assert done.exit_code == 2
+    assert "--shots is for texts with labels" in " ".join(done.output.split())
+
+
 # --- with it -------------------------------------------------------------------------------------------------------
 
 

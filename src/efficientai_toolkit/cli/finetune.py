@@ -27,7 +27,10 @@ def finetune(
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Default: the method's.")] = None,
     epochs: Annotated[int, typer.Option("--epochs")] = 10,
     batch_size: Annotated[int, typer.Option("--batch-size")] = 16,
-    max_length: Annotated[int, typer.Option("--max-length", help="Tokens after which a text is cut.")] = 64,
+    max_length: Annotated[
+        int | None,
+        typer.Option("--max-length", help="Tokens after which a text is cut (default: 64; of completions 256)."),
+    ] = None,
     shots: Annotated[
         str | None, typer.Option("--shots", metavar="1,5,10", help="Then also train on K texts a class, for each K.")
     ] = None,
@@ -44,11 +47,16 @@ def finetune(
 ) -> None:
     """Fine-tune a text model with an adapter on one data set, without meta-learning; the learning curve is kept."""
     from ..devices import select_device
+    from ..errors import ConfigurationError
     from ..files import write_json
     from ..recipes import finetune as recipe
     from ..tasks.storage import data_root
     from .evaluate import whole_numbers
 
+    if completions and (test or shots):
+        raise ConfigurationError(
+            f"{'--test' if test else '--shots'} is for texts with labels, and --completions has none; leave it out"
+        )
     select_device(device)
     settings = {
         "method": None if method == "full" else method,
@@ -57,7 +65,7 @@ def finetune(
         "learning_rate": learning_rate,
         "epochs": epochs,
         "batch_size": batch_size,
-        "max_length": max_length,
+        "max_length": max_length or (256 if completions else 64),
         "seed": seed or 0,
     }
     if completions:

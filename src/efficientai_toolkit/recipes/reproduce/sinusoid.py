@@ -137,7 +137,7 @@ TABLE = Table(
             inner_lr=0.001,
             outer_lr=0.002,
             gradient_clip=1.0,
-            num_meta_iterations=12_000,
+            num_meta_iterations=4000,
         ),
         *_pair("leo", "LEO", "leo", num_inner_steps=3, **LEO),
         *_pair("r2d2", "R2-D2 (ridge head)", "r2d2", outer_lr=0.004),
