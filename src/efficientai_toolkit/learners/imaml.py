@@ -52,6 +52,9 @@ def conjugate_gradient(matvec: Callable[[mx.array], mx.array], b: mx.array, step
         # Ends a fused kernel, which would otherwise compute it for each of the P numbers.
         return mx.stop_gradient(mx.where(c > 0, a / mx.where(c > 0, c, 1), 0))
 
+    size = mx.max(mx.abs(b), axis=1, keepdims=True)
+    size = mx.stop_gradient(mx.where(size > 0, size, 1))  # squares of a task that was thrown far would overflow
+    b = b / size
     x, residual, direction, square = mx.zeros_like(b), b, b, dot(b, b)
     for _ in range(steps):
         image = matvec(direction)
@@ -64,7 +67,7 @@ def conjugate_gradient(matvec: Callable[[mx.array], mx.array], b: mx.array, step
         going_on = mx.stop_gradient(length > 0)
         direction = going_on * (residual + ratio(new, square) * direction)
         square = new
-    return x
+    return size * x
 
 
 class IMAMLLearner(MetaLearner):

@@ -115,7 +115,7 @@ TABLE = Table(
             paper=ANCHORS["mc1"],
             source=PARK,
             note="the output's matrix M_o of every layer stays the identity",
-            num_meta_iterations=45_000,
+            **LONGER,
         ),
         *_pair(
             "mc2",
@@ -132,7 +132,7 @@ TABLE = Table(
             "imaml",
             "iMAML",
             "imaml",
-            learner={"strength": 1.0, "cg_steps": 5},
+            learner={"strength": 1.0, "cg_steps": 5, "inner_clip": 20.0},
             num_inner_steps=10,
             inner_lr=0.001,
             outer_lr=0.002,
