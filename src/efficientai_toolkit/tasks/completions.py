@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError, did_you_mean
-from .labelled import decoded, fail, read_bytes
+from .labelled import decoded, fail, json_lines, read_bytes
 
 
 class Completion(NamedTuple):
@@ -24,15 +23,9 @@ def read_completions(path: str | Path) -> list[Completion]:
         DataError: with the line of every bad row (the first five of them).
     """
     text = decoded(read_bytes(path), str(path))
-    rows, faults = [], []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            faults.append(f"line {number}: not valid JSON ({error})")
-            continue
+    rows: list[Completion] = []
+    faults: list[str] = []
+    for number, row in json_lines(text, faults):
         fault = _fault(row)
         if fault:
             faults.append(f"line {number}: {fault}")

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import DataError, DataNotFoundError, did_you_mean
 
@@ -142,15 +142,21 @@ def _check_header(header: list[str], name: str, labelled: bool) -> None:
             raise DataError(f"{name}, line 1: {header.count(column)} columns {column!r}; expected the header {wanted}")
 
 
-def _from_json_lines(text: str, labelled: bool, faults: list[str]) -> Iterator[Example]:
+def json_lines(text: str, faults: list[str]) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each line that is not blank; those that are not JSON go to `faults`."""
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            value = json.loads(line)
         except ValueError as error:
             faults.append(f"line {number}: not valid JSON ({error})")
-            continue
+        else:
+            yield number, value
+
+
+def _from_json_lines(text: str, labelled: bool, faults: list[str]) -> Iterator[Example]:
+    for number, row in json_lines(text, faults):
         if not isinstance(row, dict):
             faults.append(f"line {number}: {type(row).__name__}, expected an object with text and label")
         elif unknown := [key for key in row if key not in ("text", "label")]:
