@@ -67,10 +67,10 @@ def test_info_json(cli):
 def test_info_knows_another_allocator_and_recommends_one():
     library = next((name for name in ("jemalloc", "tcmalloc_minimal") if find_library(name)), None)
     plain = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-    assert "LD_PRELOAD=libjemalloc.so.2" in process("info", env=plain).stdout
+    assert "LD_PRELOAD=libjemalloc.so.2" in process("info", "--device", "cpu", env=plain).stdout
     if library is None:
         pytest.skip("neither jemalloc nor tcmalloc is installed")
-    done = process("info", env={**plain, "LD_PRELOAD": find_library(library)})
+    done = process("info", "--device", "cpu", env={**plain, "LD_PRELOAD": find_library(library)})
     assert f"Allocator: {library.partition('_')[0]}\n" in done.stdout
 
 

@@ -28,6 +28,7 @@ from efficientai_toolkit import (
     mse_loss,
     trainable,
 )
+from efficientai_toolkit.learners import graphs
 from efficientai_toolkit.nn.layers import Dropout
 from efficientai_toolkit.tasks.episode import as_stacks
 
@@ -380,3 +381,16 @@ def test_meta_train_over_a_list_of_episodes():
     assert len(history["query_loss"]) == learner.iteration == 3
     learner.meta_train(singles(planes(10)), num_iterations=5)
     assert learner.iteration == 8
+
+
+@pytest.mark.parametrize(("budget", "stacked"), [(1, False), (1 << 40, True)])
+def test_a_large_model_is_not_measured_by_a_stack_of_it(monkeypatch, budget, stacked):
+    """One gradient of the outputs says enough where that alone is too large."""
+    monkeypatch.setattr(graphs, "memory_budget", lambda: budget)
+    learner = learner_class("maml")(SimpleClassifier(hidden_dim=8, num_classes=2), num_inner_steps=1, compile=False)
+    measured = []
+    gradient = graphs.Graphs._gradient
+    monkeypatch.setattr(graphs.Graphs, "_gradient", lambda self, loss: measured.append(loss) or gradient(self, loss))
+    x, y = mx.ones((3, 4, 2)), mx.zeros((3, 4), dtype=mx.int32)
+    fit = learner._graphs._chunk_of(EpisodeStack(x, y, x, y), learner.meta, None)
+    assert (fit, bool(measured)) == ((3, True) if stacked else (1, False))

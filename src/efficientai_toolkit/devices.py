@@ -66,7 +66,7 @@ def allocator() -> tuple[str, str | None]:
     # MLX's CPU stream frees on one thread what Python's thread allocated: glibc takes a lock for each, others do not.
     return (
         f"{platform.libc_ver()[0] or 'the C library'}'s malloc",
-        "small models train up to 1.6 times faster on a CPU with jemalloc (Debian, Ubuntu: `apt-get install "
+        "small models train up to 1.5 times faster on a CPU with jemalloc (Debian, Ubuntu: `apt-get install "
         "libjemalloc2`, then LD_PRELOAD=libjemalloc.so.2)",
     )
 

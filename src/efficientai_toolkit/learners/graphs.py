@@ -176,6 +176,7 @@ class Graphs:
         gradient of the outputs is already too large for two tasks, there is nothing more to find out.
         """
         apply, x = self.problem(loss_fn).apply, stack.support_x[0]
+        mx.eval(meta, x)
         # Of the outputs, since labels need not be numbers of outputs: not every learner's loss is that of the model.
         least = _peak_bytes(lambda: mx.grad(lambda params: mx.sum(mx.square(apply(params, x))))(meta["model"]))
         if 2 * least > memory_budget():
