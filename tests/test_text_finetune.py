@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -13,6 +14,7 @@ from efficientai_toolkit.backbones.bert import load_encoder
 from efficientai_toolkit.cli import app
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import AdapterError, ConfigurationError, DataError
+from efficientai_toolkit.recipes import episode_finetune
 from efficientai_toolkit.recipes import intents as recipe
 from efficientai_toolkit.recipes.finetune import batches, drawn, finetune, in_order, learning_curve, read_task
 from efficientai_toolkit.recipes.reproduce import intents as table
@@ -214,7 +216,7 @@ def test_fine_tuning_and_adapting_in_episodes_learn_the_support(encoder, dataset
     bench = recipe.Bench(str(dataset), split="train", tokenizer=str(encoder))
     drawn = bench.episodes(recipe.Setting(3, 2), 6)
     episodes = drawn._replace(query=drawn.support)  # a random encoder says nothing of other texts
-    accuracies = recipe.finetune(load_encoder(encoder, 3), bench, episodes, learning_rate=1e-3, num_steps=40)
+    accuracies = episode_finetune.finetune(load_encoder(encoder, 3), bench, episodes, learning_rate=1e-3, num_steps=40)
     assert accuracies.shape == (6,)
     assert accuracies.mean() > 0.9
     run = train(MetaLearningConfig.from_dict(settings(encoder, dataset, tmp_path, "reptile")))["run"]
@@ -223,6 +225,43 @@ def test_fine_tuning_and_adapting_in_episodes_learn_the_support(encoder, dataset
     accuracies = recipe.adapted(learner, bench, episodes, at_once=4)
     assert accuracies.shape == (6,)
     assert accuracies.mean() > 0.7
+
+
+def test_training_the_rows_in_use_is_training_the_whole_embedding(encoder, dataset, monkeypatch):
+    bench = recipe.Bench(str(dataset), split="train", tokenizer=str(encoder))
+    model = load_encoder(encoder, 3)
+    whole = model.embeddings.word_embeddings.weight
+    episodes = bench.episodes(recipe.Setting(3, 2), 2)
+
+    monkeypatch.setattr(episode_finetune, "_ROWS", 1)
+    trained = []
+    for used in (episode_finetune._used, lambda weight, _ids: (weight, mx.arange(weight.shape[0]))):
+        monkeypatch.setattr(episode_finetune, "_used", used)
+        params = []
+        update = optim.Adam.apply_gradients
+
+        def kept(self, gradients, parameters, params=params, update=update):
+            params.append(update(self, gradients, parameters))
+            return params[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(optim.Adam, "apply_gradients", kept)
+            episode_finetune.finetune(model, bench, episodes, learning_rate=1e-3, num_steps=5)
+        trained.append(params[-1])
+    few, all_rows = trained
+    assert (
+        len(few["embeddings.word_embeddings.weight"]) < len(whole) == len(all_rows["embeddings.word_embeddings.weight"])
+    )
+    for path in few.keys() - {"embeddings.word_embeddings.weight"}:
+        np.testing.assert_allclose(few[path], all_rows[path], atol=2e-6, err_msg=path)
+    ids = bench.data.ids[np.concatenate([episodes.support[-1], episodes.query[-1]])]
+    used = np.unique(ids)
+    np.testing.assert_allclose(
+        few["embeddings.word_embeddings.weight"][: len(used)],
+        all_rows["embeddings.word_embeddings.weight"][mx.array(used)],
+        atol=2e-6,
+    )
+    assert model.embeddings.word_embeddings.weight is whole
 
 
 def test_every_row_of_the_table_can_be_configured_and_shown():

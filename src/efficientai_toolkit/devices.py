@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from .errors import DeviceError
@@ -16,6 +18,7 @@ from .errors import DeviceError
 # before `mlx.core` is imported takes its place (about 170 on the same two cores).
 _OPENBLAS = ("libopenblas.so.0", "libopenblas.so")
 _loaded_blas: str | None = None
+_openblas: ctypes.CDLL | None = None
 
 # A stack of tasks that keeps the working set of one core's share of the cache is faster than a loop on a CPU;
 # a larger one is not.
@@ -24,14 +27,14 @@ _CPU_BUDGET = 64 << 20
 
 def preload_blas() -> str | None:
     """Load OpenBLAS globally where it is found and `mlx.core` is not imported yet; returns the library's name."""
-    global _loaded_blas
+    global _loaded_blas, _openblas
     if sys.platform != "linux" or "mlx.core" in sys.modules or os.environ.get("EFFICIENTAI_BLAS") == "mlx":
         return _loaded_blas
     # Idle BLAS threads spin, by default for tens of milliseconds, on the core that MLX dispatches from.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     for name in _OPENBLAS:
         try:
-            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            _openblas = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
         _loaded_blas = name
@@ -49,6 +52,28 @@ def blas() -> tuple[str, str | None]:
         "reference BLAS of the MLX wheel (slow)",
         "install OpenBLAS (Debian, Ubuntu: `apt-get install libopenblas0`), and import efficientai_toolkit before mlx",
     )
+
+
+def blas_threads() -> int:
+    """Threads that a matrix product takes; 1 where that cannot be set (Accelerate, the reference BLAS)."""
+    if _openblas is None or not hasattr(_openblas, "openblas_set_num_threads"):
+        return 1
+    return _openblas.openblas_get_num_threads()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Within it a matrix product takes one thread, where that can be set."""
+    threads = blas_threads()
+    if threads == 1:
+        yield
+        return
+    assert _openblas is not None
+    _openblas.openblas_set_num_threads(1)
+    try:
+        yield
+    finally:
+        _openblas.openblas_set_num_threads(threads)
 
 
 def allocator() -> tuple[str, str | None]:

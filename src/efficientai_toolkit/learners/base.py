@@ -142,6 +142,7 @@ class MetaLearner:
 
     def rebuild(self) -> None:
         """Forget every compiled graph. Call it after changing frozen weights: graphs keep the old ones."""
+        mx.eval(self._model.parameters())  # on this thread, whose streams no other can use
         self._graphs = Graphs(
             self.learner,
             lambda loss_fn: bind(self._model, loss_fn, self._head),

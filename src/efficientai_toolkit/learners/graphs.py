@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +17,7 @@ from ..nn.trees import flatten
 from ..optimizers import pure_update
 from ..tasks.episode import EpisodeStack
 from .learner import Learner, Meta, Metrics, Problem, map_tasks
+from .side_by_side import side_by_side, workers
 
 
 class Graphs:
@@ -70,40 +72,56 @@ class Graphs:
         self, meta: Meta, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None, counter: mx.array
     ) -> tuple[Metrics, Meta]:
         """Mean meta-gradient over all tasks, chunk by chunk; each is evaluated before the next is begun."""
-        gradient = self._function(("gradient", loss_fn), lambda: self._gradient(loss_fn))
-        count = sum(stack.num_tasks for stack in stacks)
-        keys, first, grads = mx.random.split(counter, count), 0, None
+        parts = [part for stack in stacks for part in stack.chunks(self._chunk_of(stack, meta, loss_fn))]
+        sizes = [part.num_tasks for part in parts]
+        ends = list(itertools.accumulate(sizes))
+        keys, grads = mx.random.split(counter, ends[-1]), None
+        calls = [
+            (meta, keys[end - n : end], counter[1], tuple(part))
+            for part, n, end in zip(parts, sizes, ends, strict=True)
+        ]
         rows: list[tuple[int, Metrics]] = []
-        for stack in stacks:
-            for part in stack.chunks(self._chunk_of(stack, meta, loss_fn)):
-                n = part.num_tasks
-                metrics, more = gradient(meta, keys[first : first + n], counter[1], tuple(part))
-                more = tree_map(lambda g, n=n: g * (n / count), more)
-                grads = more if grads is None else tree_map(mx.add, grads, more)
-                mx.eval(grads, metrics)
-                rows.append((n, metrics))
-                first += n
+        found = self._each(("gradient", loss_fn), lambda: self._gradient(loss_fn), calls)
+        for n, (metrics, more) in zip(sizes, found, strict=True):
+            more = tree_map(lambda g, n=n: g * (n / ends[-1]), more)
+            grads = more if grads is None else tree_map(mx.add, grads, more)
+            mx.eval(grads)
+            rows.append((n, metrics))
         return _weighted_means(rows), grads  # type: ignore[return-value]
 
     def evaluate(
         self, meta: Meta, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None, steps: tuple[int, ...], seed: int
     ) -> dict[str, np.ndarray]:
         """`step_{k}_loss` and `step_{k}_acc` of every task, each (tasks,), after each number of inner steps."""
-        run = self._function(("evaluate", loss_fn, steps), lambda: self._evaluation(loss_fn, steps))
         rows: dict[str, list[np.ndarray]] = {}
-        seen = 0
+        calls, seen = [], 0
         for stack in stacks:
             for part in stack.chunks(self._chunk_of(stack, meta, loss_fn, evaluating=True)):
                 keys = mx.random.split(mx.array([seed & 0xFFFFFFFF, seen], dtype=mx.uint32), part.num_tasks)
-                for name, values in run(meta, keys, tuple(part)).items():
-                    rows.setdefault(name, []).append(np.array(values))
+                calls.append((meta, keys, tuple(part)))
                 seen += part.num_tasks
+        for found in self._each(("evaluate", loss_fn, steps), lambda: self._evaluation(loss_fn, steps), calls):
+            for name, values in found.items():
+                rows.setdefault(name, []).append(np.array(values))
         return {name: np.concatenate(values) for name, values in rows.items()}
 
-    def _function(self, name: Any, make: Callable[[], Callable]) -> Callable:
-        if name not in self._functions:
-            self._functions[name] = mx.compile(make()) if self._compiled else make()
-        return self._functions[name]
+    def _each(self, name: Any, make: Callable[[], Callable], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """What the function `name` returns for each call, evaluated before the next is begun, or beside it."""
+        count = workers(len(calls))
+        if count > 1:
+            mx.eval(calls)
+            yield from side_by_side(self, lambda kept: self._function(name, make, kept), calls, count)
+            return
+        for call in calls:
+            result = self._function(name, make)(*call)
+            mx.eval(result)
+            yield result
+
+    def _function(self, name: Any, make: Callable[[], Callable], kept: dict[Any, Callable] | None = None) -> Callable:
+        kept = self._functions if kept is None else kept
+        if name not in kept:
+            kept[name] = mx.compile(make()) if self._compiled else make()
+        return kept[name]
 
     def _gradient(self, loss_fn: LossFn | None) -> Callable:
         problem, learner, num_steps = self.problem(loss_fn), self.learner, self.num_steps

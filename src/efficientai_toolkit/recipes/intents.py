@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
 
 from ..backbones.bert import Encoder
 from ..backbones.frozen_prefix import FrozenPrefix, frozen_layers
-from ..nn.functional import Parameters, functional, trainable
-from ..nn.losses import cross_entropy_loss
+from ..nn.functional import functional, trainable
 from ..runs.adapted import threshold_between, widen_head
 from ..tasks.base import TaskConfig
 from ..tasks.distribution import TaskDistribution
@@ -228,37 +226,6 @@ def fit_logistic(x: np.ndarray, y: np.ndarray, classes: int, *, c: float = 1.0, 
     return w[:-1].T @ axes, w[-1]
 
 
-def finetune(
-    model: Encoder, bench: Bench, episodes: Episodes, *, learning_rate: float, num_steps: int = 50
-) -> np.ndarray:
-    """Accuracy (episodes,) after Adam on the support from the model's own start, anew in every episode.
-
-    The head starts at the class means of the support's features (as prototypes do), so that no step is spent on
-    finding it; everything trainable is trained.
-    """
-    apply, features, start = functional(model), functional(model, "features"), trainable(model)
-    cached, y = prefix_of(model), mx.array(episodes.labels("support").astype(np.int32))
-    truth = episodes.labels("query")
-
-    def loss(params: Parameters, x: mx.array) -> mx.array:
-        return cross_entropy_loss(apply(params, x), y)
-
-    gradient = mx.compile(mx.grad(loss))
-    predict = mx.compile(lambda params, x: apply(params, x))
-    accuracies = []
-    for support, query in zip(episodes.support, episodes.query, strict=True):
-        ids = bench.data.ids[np.concatenate([support, query])]
-        x = cached(mx.array(ids[:, : used_length(ids, bench.data.pad_id)]))
-        sx, qx = x[: len(support)], x[len(support) :]
-        params = {**start, **_head(features(start, sx), y, episodes.way)}
-        optimizer = optim.Adam(learning_rate=learning_rate)
-        for _ in range(num_steps):
-            params = optimizer.apply_gradients(gradient(params, sx), params)
-            mx.eval(params, optimizer.state)
-        accuracies.append((np.array(mx.argmax(predict(params, qx), axis=-1)) == truth).mean())
-    return np.array(accuracies)
-
-
 def adapted(learner: MetaLearner, bench: Bench, episodes: Episodes, *, at_once: int = 10) -> np.ndarray:
     """Accuracy (episodes,) of a learner that adapts by steps, after the trained number of them."""
     widen_head(learner, episodes.way)
@@ -275,12 +242,3 @@ def adapted(learner: MetaLearner, bench: Bench, episodes: Episodes, *, at_once: 
         stack = EpisodeStack(x[:, :shots], next(labels), x[:, shots:], next(labels))
         accuracies.append(learner.evaluate_per_task([stack], None, (steps,))[f"step_{steps}_acc"])
     return np.concatenate(accuracies)
-
-
-def _head(z: mx.array, y: mx.array, way: int) -> Parameters:
-    """Logits 10 · cosine(z, class mean), up to each row's length: the start of a head."""
-    members = (y[:, None] == mx.arange(way)).astype(z.dtype)
-    means = (members.T @ z) / mx.sum(members, axis=0)[:, None]
-    means = means * mx.rsqrt(mx.sum(mx.square(means), axis=-1, keepdims=True))
-    scale = 10 / mx.mean(mx.linalg.norm(z, axis=-1))
-    return {"head.weight": scale * means, "head.bias": mx.zeros((way,))}

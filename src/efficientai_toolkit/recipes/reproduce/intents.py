@@ -245,6 +245,7 @@ def _method(row: Row, run: Run) -> tuple[Any, dict[str, Any]]:
     from ...adapters import adapter_config, attach
     from ...backbones.bert import load_encoder
     from .. import intents as recipe
+    from ..episode_finetune import finetune
 
     kind, config = row.config["kind"], row.config
     if kind in ("prototypes", "logistic"):
@@ -260,7 +261,7 @@ def _method(row: Row, run: Run) -> tuple[Any, dict[str, Any]]:
         rate, steps = config["learning_rate"], 2 if run.quick else 30
 
         def finetuned(bench, episodes):
-            return recipe.finetune(model, bench, episodes, learning_rate=rate, num_steps=steps)
+            return finetune(model, bench, episodes, learning_rate=rate, num_steps=steps)
 
         return finetuned, {"learning_rate": rate, "num_steps": steps, "train_seconds": 0.0}
     if kind == "protonet":
