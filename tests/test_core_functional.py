@@ -135,6 +135,15 @@ def test_losses_by_hand():
     assert mse_loss(mx.array([1.0, 2.0]), mx.array([[0.0], [4.0]])).item() == 2.5
 
 
+@pytest.mark.parametrize("label", [2, -1, 1_000_000])
+def test_a_label_that_no_logit_has_is_nan_and_writes_nowhere(label):
+    logits, targets = mx.array([[2.0, 0.0], [0.0, 1.0]]), mx.array([0, label])
+    assert np.isnan(cross_entropy_loss(logits, targets).item())
+    gradient = np.array(mx.grad(cross_entropy_loss)(logits, targets))
+    alone = np.array(mx.grad(cross_entropy_loss)(logits[:1], targets[:1]))
+    np.testing.assert_allclose(gradient, [alone[0] / 2, [0, 0]], atol=1e-7)
+
+
 def test_conv4_sizes():
     assert Conv4((28, 28, 1)).features(mx.zeros((3, 28, 28))).shape == (3, 64)
     assert Conv4((84, 84, 3), hidden_dim=32).features(mx.zeros((2, 84, 84, 3))).shape == (2, 800)

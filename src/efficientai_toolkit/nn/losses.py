@@ -12,11 +12,13 @@ LossFn = Callable[[mx.array, mx.array], mx.array]
 def cross_entropy_loss(logits: mx.array, targets: mx.array) -> mx.array:
     """Mean cross entropy of `logits` (..., C) against integer classes `targets` (...).
 
-    Computed as logsumexp − logit of the target in float32, so half-precision logits do not overflow.
+    Computed as logsumexp − logit of the target in float32, so half-precision logits do not overflow. NaN where a target
+    is not in 0 … C − 1: an index that no logit has would be read, and its gradient written, outside of the array.
     """
-    logits = logits.astype(mx.float32)
-    picked = mx.take_along_axis(logits, targets.astype(mx.int32)[..., None], axis=-1).squeeze(-1)
-    return mx.mean(mx.logsumexp(logits, axis=-1) - picked)
+    logits, targets = logits.astype(mx.float32), targets.astype(mx.int32)
+    known = (targets >= 0) & (targets < logits.shape[-1])
+    picked = mx.take_along_axis(logits, mx.where(known, targets, 0)[..., None], axis=-1).squeeze(-1)
+    return mx.mean(mx.where(known, mx.logsumexp(logits, axis=-1) - picked, mx.nan))
 
 
 def mse_loss(predictions: mx.array, targets: mx.array) -> mx.array:
