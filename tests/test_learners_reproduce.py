@@ -68,6 +68,17 @@ def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path):
     assert sorted(rates) == [0.01, 0.02]
 
 
+def test_a_record_of_other_settings_is_made_anew(tmp_path):
+    table = load_table("sinusoid")
+    (row,) = table.chosen(["maml-5"])
+    first = table.run(row, tmp_path, quick=True)
+    config = {**row.config, "meta_learning": {**row.config["meta_learning"], "inner_lr": 0.02}}
+    other = table.run(dataclasses.replace(row, config=config), tmp_path, quick=True)
+    assert other["config"]["meta_learning"]["inner_lr"] == 0.02
+    assert other["ours"] != first["ours"]
+    assert table.run(row, tmp_path, quick=True)["ours"] == first["ours"]
+
+
 def test_the_command_writes_a_table_that_says_it_was_quick(tmp_path):
     command = [sys.executable, "-m", "efficientai_toolkit", "reproduce", "sinusoid", "maml-5", "alpaca-*"]
     done = subprocess.run([*command, "--quick", "--output", tmp_path], capture_output=True, text=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -108,6 +109,8 @@ class Table:
     ) -> dict[str, Any]:
         """The record of a row, read from `folder/ROW.json` (`ROW-seedN.json`) or made by `measure` and written there.
 
+        A record of the row under other settings is made anew.
+
         Args:
             row: of this table.
             folder: of the table's records, runs and checkpoints.
@@ -117,9 +120,11 @@ class Table:
             watch: is told how the training goes.
         """
         name = row.name if seed == 0 else f"{row.name}-seed{seed}"
-        file = folder / f"{name}.json"
+        file, protocol = folder / f"{name}.json", self.protocol(row)
         if file.is_file():
-            return read_json(file)
+            record = read_json(file)
+            if record["quick"] == quick and record.get("protocol", protocol) == protocol:
+                return record
         started = time.perf_counter()
         measured = self.measure(row, Run(folder, name, seed, data_dir, quick, watch))
         options = (f" --seed {seed}" if seed else "") + (" --quick" if quick else "")
@@ -132,6 +137,7 @@ class Table:
             "paper": row.paper,
             "source": row.source,
             "note": row.note,
+            "protocol": protocol,
             **measured,
             "seconds": time.perf_counter() - started,
             "command": f"efficientai-toolkit meta-learning-peft:reproduce {self.name} {row.name}{options}",
@@ -162,6 +168,11 @@ class Table:
             "config": described(config),
             "evaluation": found,
         }
+
+    def protocol(self, row: Row) -> dict[str, Any]:
+        """The settings that are the row's own and the table's, as JSON has them."""
+        settings = {"base": self.base, "row": row.config, "evaluation": {**self.evaluation, **row.evaluation}}
+        return json.loads(json.dumps(settings))
 
     def records(self, folder: Path) -> list[dict[str, Any]]:
         """What is finished, in the table's order, a row's seeds one after the other."""
