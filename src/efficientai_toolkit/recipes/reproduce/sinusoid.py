@@ -140,7 +140,7 @@ TABLE = Table(
             num_meta_iterations=4000,
         ),
         *_pair("leo", "LEO", "leo", num_inner_steps=3, **LEO),
-        *_pair("r2d2", "R2-D2 (ridge head)", "r2d2", outer_lr=0.008, gradient_clip=1.0),
+        *_pair("r2d2", "R2-D2 (ridge head)", "r2d2", gradient_clip=1.0, num_meta_iterations=8000),
         *_pair(
             "alpaca",
             "ALPaCA (Bayesian head)",
