@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from efficientai_toolkit.nn.activations import ACTIVATIONS, gelu, normal_cdf, normal_pdf
+from efficientai_toolkit.nn.activations import ACTIVATIONS, gelu, normal_cdf, normal_pdf, relu
 
 X = np.linspace(-9, 9, 7201).astype(np.float32)
 PHI = np.array([0.5 * math.erfc(-x / 2**0.5) for x in X.astype(np.float64)])
@@ -38,6 +38,16 @@ def test_the_normal_distribution():
 )
 def test_gelu_and_its_derivatives(order, expected, tolerance):
     assert np.abs(derivative(gelu, order) - expected).max() < tolerance
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-30, -1e-30, -1e-20, 1e-19, -3e-10, 50.0, -50.0, 1e4, -1e4, 6e4, -6e4])
+def test_gelu_and_relu_far_from_and_close_to_zero(x):
+    for f, slope in ((gelu, 0.5), (relu, float(x > 0))):
+        value, derivative = mx.value_and_grad(f)(mx.array(x))
+        expected = (max(x, 0), float(x > 0)) if abs(x) >= 50 else (slope * x, slope)
+        assert value.item() == pytest.approx(expected[0], rel=1e-6, abs=1e-9)
+        if f is gelu or abs(x) > 1e-20:  # below, the step of `relu` is not yet one
+            assert derivative.item() == pytest.approx(expected[1], abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,19 @@ the closure of an inner gradient captures, as it does where frozen layers lie be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
 from .conv import custom_function
-from .elementwise import positive
+from .elementwise import cut, polynomial, positive
 
 # Minimax fits P / Q: of φ(x) in x² on all reals, to 2e-8; and of Mills' ratio (1 − Φ(a)) / φ(a) on a ≥ 0, whose product
 # with φ is right to 1e-7.
 #
 # `mx.erf` and `mx.exp` run element by element on a CPU: several times the time of the matmul that feeds the GELU of a
-# small encoder. Hence only what a C++ compiler makes vector instructions of (no `mx.where`, `mx.minimum`, `mx.sqrt`),
-# Estrin's scheme, which is not deep, and one cut: see `_density`.
+# small encoder. Hence no clamps, see `elementwise.py`.
 _PDF = (
     (0.398942262, -0.0422833042, 0.00168781446, -2.97793062e-05, 1.93621471e-07),
     (1.0, 0.394009883, 0.0762441995, 0.00961200367, 0.00089892957, 5.88838759e-05, 4.68436463e-06, 3.25808732e-08,
@@ -32,25 +31,14 @@ _MILLS = (
 )
 
 
-def _polynomial(coefficients: Sequence[float], t: Any) -> Any:
-    """Σ cₖ tᵏ by Estrin's scheme."""
-    terms: list[Any] = list(coefficients)
-    while len(terms) > 1:
-        pairs = [low + high * t for low, high in zip(terms[::2], terms[1::2], strict=False)]
-        terms, t = pairs + terms[2 * len(pairs) :], t * t
-    return terms[0]
-
-
-def _density(x: mx.array) -> Any:
-    t = x * x
-    value = _polynomial(_PDF[0], t) / _polynomial(_PDF[1], t)
-    # MLX fuses no deeper than eleven operations and not beyond a reshape: without this one it cuts where it is dear.
-    return value.reshape(-1).reshape(x.shape)
+def _density(t: mx.array) -> Any:
+    """φ(x), from x²"""
+    return cut(polynomial(_PDF[0], t) / polynomial(_PDF[1], t))
 
 
 def _tail(a: Any, density: Any) -> Any:
     """1 − Φ(a) for a ≥ 0"""
-    return density * (_polynomial(_MILLS[0], a) / _polynomial(_MILLS[1], a))
+    return density * (polynomial(_MILLS[0], a) / polynomial(_MILLS[1], a))
 
 
 def _cdf(x: mx.array, density: Any) -> Any:
@@ -61,33 +49,36 @@ def _cdf(x: mx.array, density: Any) -> Any:
 def normal_cdf(x: mx.array) -> Any:
     """Φ(x) of the standard normal, to 2e-7; float32, and not to be differentiated."""
     x = x.astype(mx.float32)
-    return _cdf(x, _density(x))
+    return _cdf(x, _density(x * x))
 
 
 def normal_pdf(x: mx.array) -> Any:
     """φ(x) of the standard normal, to 1e-7; float32, and not to be differentiated."""
-    return _density(x.astype(mx.float32))
+    x = x.astype(mx.float32)
+    return _density(x * x)
 
 
-# Each derivative is a function of x alone, so that x is all that is kept for the way back, in every order.
+# Each derivative is a function of x alone, so that x is all that is kept for the way back, in every order. For this
+# each also writes x² in its own way: MLX would find the same density in two of them, and keep it all the way between.
 @custom_function
 def gelu(x):
-    """x Φ(x)"""
+    """x Φ(x), for |x| up to 60,000: beyond, the powers in it overflow"""
     y = x.astype(mx.float32)
     a = mx.abs(y)
-    return (0.5 * (y + a) - a * _tail(a, _density(y))).astype(x.dtype)
+    return (0.5 * (y + a) - a * _tail(a, _density(y * y))).astype(x.dtype)
 
 
 @custom_function
 def _first(x):
     y = x.astype(mx.float32)
-    density = _density(y)
+    density = _density(mx.square(y))
     return (_cdf(y, density) + y * density).astype(x.dtype)
 
 
 @custom_function
 def _second(x):
-    return ((2 - x * x) * normal_pdf(x)).astype(x.dtype)
+    a = mx.abs(x.astype(mx.float32))
+    return ((2 - a * a) * _density(a * a)).astype(x.dtype)
 
 
 @gelu.vjp

@@ -1,4 +1,7 @@
-"""Element-wise functions of whole stacks, whose scalars stay scalars under `vmap`.
+"""Element-wise functions as the fused kernels of MLX's CPU backend like them.
+
+A C++ compiler makes vector instructions of sums, products, quotients and absolute values; one `mx.where`, `mx.minimum`,
+comparison or `mx.sqrt` among them, and the whole kernel runs element by element, at a quarter of the speed or less.
 
 Beside a stacked array, `mx.vmap` gives a scalar the stack's number of axes. A fused kernel of the CPU backend then no
 longer sees a scalar and takes its strided form, which on 25 tasks' weights costs ten times the arithmetic: a sixth of
@@ -7,6 +10,7 @@ a MAML step of a small network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -34,15 +38,32 @@ def scaling(factor: float) -> Any:
     return scale
 
 
+def cut(x: mx.array) -> mx.array:
+    """x, where a fused kernel ends, as it takes no reshape; by itself it ends at a depth of eleven operations."""
+    return x.reshape(-1).reshape(x.shape)
+
+
+def polynomial(coefficients: Sequence[float], t: Any) -> Any:
+    """Σ cₖ tᵏ by Estrin's scheme, which is less deep than Horner's."""
+    terms: list[Any] = list(coefficients)
+    while len(terms) > 1:
+        pairs = [low + high * t for low, high in zip(terms[::2], terms[1::2], strict=False)]
+        terms, t = pairs + terms[2 * len(pairs) :], t * t
+    return terms[0]
+
+
 @custom_function
 def positive(x):
     """1 where x > 0, else 0, in the dtype of x; not to be differentiated."""
-    return (x > 0).astype(x.dtype)
+    if x.dtype != mx.float32:
+        return (x > 0).astype(x.dtype)
+    doubled = x + mx.abs(x)
+    return doubled / (doubled + 1e-30)
 
 
 @positive.vmap
 def _(x, axis):
-    return (x > 0).astype(x.dtype), axis
+    return positive(x), axis
 
 
 @custom_function
