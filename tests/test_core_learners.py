@@ -394,3 +394,18 @@ def test_a_large_model_is_not_measured_by_a_stack_of_it(monkeypatch, budget, sta
     x, y = mx.ones((3, 4, 2)), mx.zeros((3, 4), dtype=mx.int32)
     fit = learner._graphs._chunk_of(EpisodeStack(x, y, x, y), learner.meta, None)
     assert (fit, bool(measured)) == ((3, True) if stacked else (1, False))
+
+
+@pytest.mark.parametrize("label", [2, -1, 2**32 + 1])
+def test_a_class_that_the_model_has_no_output_for_is_refused(label):
+    learner = MAMLLearner(SimpleClassifier(hidden_dim=4))
+    x = mx.zeros((3, 2))
+    good, bad = mx.array([0, 1, 1]), mx.array([0, 1, label], dtype=mx.int64)
+    for call in (
+        lambda: learner.adapt(x, bad),
+        lambda: learner.evaluate([(x, good, x, bad)]),
+        lambda: learner.meta_train_step([(x, bad, x, good)]),
+    ):
+        with pytest.raises(TaskSamplingError, match="SimpleClassifier has 2 outputs: classes are 0 … 1"):
+            call()
+    assert learner.iteration == 0

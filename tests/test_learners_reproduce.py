@@ -79,6 +79,23 @@ def test_a_record_of_other_settings_is_made_anew(tmp_path):
     assert table.run(row, tmp_path, quick=True)["ours"] == first["ours"]
 
 
+def test_a_quick_record_never_replaces_a_full_one(tmp_path):
+    table = load_table("sinusoid")
+    (row,) = table.chosen(["maml-5"])
+    record = table.run(row, tmp_path, quick=True)
+    (tmp_path / "maml-5.json").write_text(json.dumps({**record, "quick": False}))
+    assert table.run(row, tmp_path, quick=True)["quick"] is False
+
+
+@pytest.mark.parametrize("name", ["continual", "glue", "intents", "omniglot", "sinusoid"])
+def test_the_protocol_of_every_row_is_json(name):
+    table = load_table(name)
+    for row in table.rows:
+        protocol = table.protocol(row)
+        assert json.loads(json.dumps(protocol)) == protocol
+        assert row.config.keys() <= protocol["row"].keys()
+
+
 def test_the_command_writes_a_table_that_says_it_was_quick(tmp_path):
     command = [sys.executable, "-m", "efficientai_toolkit", "reproduce", "sinusoid", "maml-5", "alpaca-*"]
     done = subprocess.run([*command, "--quick", "--output", tmp_path], capture_output=True, text=True)

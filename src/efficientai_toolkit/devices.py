@@ -55,8 +55,10 @@ def blas() -> tuple[str, str | None]:
 
 
 def blas_threads() -> int:
-    """Threads that a matrix product takes; 1 where that cannot be set (Accelerate, the reference BLAS)."""
+    """Threads that a matrix product takes; 1 where that cannot be set for all (Accelerate, OpenMP's, the reference)."""
     if _openblas is None or not hasattr(_openblas, "openblas_set_num_threads"):
+        return 1
+    if _openblas.openblas_get_parallel() != 1:  # OpenMP's number of threads is each thread's own
         return 1
     return _openblas.openblas_get_num_threads()
 

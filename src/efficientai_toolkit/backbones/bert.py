@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import ConfigurationError, ModelError, did_you_mean
-from ..nn.attention import LayerNorm, Linear, scaled_dot_product_attention
+from ..nn.attention import LayerNorm, Projection, scaled_dot_product_attention
 from ..pretrained import TextTokenizer, load_tokenizer, read_json, read_weights, resolve
 from .bert_config import ACTIVATIONS, EncoderConfig, hf_name
 
@@ -33,10 +33,10 @@ class Attention(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.num_heads = config.num_heads
-        self.q_proj = Linear(size, size)
-        self.k_proj = Linear(size, size)
-        self.v_proj = Linear(size, size)
-        self.o_proj = Linear(size, size)
+        self.q_proj = Projection(size, size)
+        self.k_proj = Projection(size, size)
+        self.v_proj = Projection(size, size)
+        self.o_proj = Projection(size, size)
 
     def __call__(self, x: mx.array, mask: mx.array | None = None, cache: Any = None) -> mx.array:
         """x (N, L, d), mask broadcastable to (N, heads, L, L), True where attended → (N, L, d)"""
@@ -55,8 +55,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.up_proj = Projection(config.hidden_size, config.intermediate_size)
+        self.down_proj = Projection(config.intermediate_size, config.hidden_size)
         self.activation = config.activation
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ModelError
+from ..nn.losses import target_logits
 from ..pretrained import TextTokenizer, is_language_model, load_tokenizer, resolve
 
 
@@ -159,5 +160,5 @@ def next_token_loss(logits: mx.array, ids: mx.array, counted: mx.array) -> mx.ar
     """
     logits, targets = logits[:, :-1].astype(mx.float32), ids[:, 1:]
     weight = counted[:, 1:].astype(mx.float32)
-    picked = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
-    return mx.sum(weight * (mx.logsumexp(logits, axis=-1) - picked)) / mx.maximum(mx.sum(weight), 1)
+    losses = mx.logsumexp(logits, axis=-1) - target_logits(logits, targets)
+    return mx.sum(weight * losses) / mx.maximum(mx.sum(weight), 1)

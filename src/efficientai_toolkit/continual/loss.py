@@ -5,6 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from ..nn.losses import target_logits
+
 # In place of the logit of a class that a row cannot have: exp(·) is 0, and products with 0 stay finite.
 _NEVER = -1e9
 
@@ -22,8 +24,7 @@ def masks_of(active: mx.array, contexts: mx.array) -> mx.array:
 def row_losses(logits: mx.array, targets: mx.array, active: mx.array) -> mx.array:
     """Cross entropy of each row, (B,), over the classes in `active` (B, C)."""
     logits = masked(logits, active)
-    picked = mx.take_along_axis(logits, targets.astype(mx.int32)[:, None], axis=-1).squeeze(-1)
-    return mx.logsumexp(logits, axis=-1) - picked
+    return mx.logsumexp(logits, axis=-1) - target_logits(logits, targets)
 
 
 def as_input(x: mx.array) -> mx.array:

@@ -19,7 +19,7 @@ from ..checkpoint import read_npz, write_npz
 from ..errors import CheckpointError, ConfigurationError, ModelError, TaskSamplingError, did_you_mean
 from ..intervals import mean_ci95
 from ..nn.functional import Parameters, clone, trainable, update
-from ..nn.losses import LossFn
+from ..nn.losses import LossFn, is_classification
 from ..nn.trees import check_fit, flatten, unflatten
 from ..optimizers import outer_optimizer as make_optimizer
 from ..tasks.episode import EpisodeStack, as_array, as_stacks
@@ -167,7 +167,9 @@ class MetaLearner:
             means over the tasks: `query_loss`, `support_loss` (both after adaptation), `query_accuracy` for
             classification; and `param_diff` (L2 norm of the change of all that is meta-learned), `grad_norm`.
         """
-        return {name: float(value) for name, value in self.meta_update(as_stacks(episodes), loss_fn).items()}
+        stacks = as_stacks(episodes)
+        self._check_labels(stacks, loss_fn)
+        return {name: float(value) for name, value in self.meta_update(stacks, loss_fn).items()}
 
     def meta_update(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None = None) -> Metrics:
         """`meta_train_step` on stacks, lazily: nothing is waited for, so steps can be queued with `mx.async_eval`."""
@@ -243,6 +245,7 @@ class MetaLearner:
         key = mx.random.key(self.seed)
         steps = self.num_inner_steps if num_steps is None else num_steps
         x, y = as_array(support_x), as_array(support_y)
+        self._check_labels([EpisodeStack(x[None], y[None], x[None], y[None])], loss_fn)
         fast = self.learner.adapt(problem, self._meta, x, y, key=key, num_steps=steps)
         mx.eval(fast)
         adapted = clone(self.model)
@@ -280,7 +283,25 @@ class MetaLearner:
         steps = tuple(sorted(set(num_adaptation_steps)))
         if not steps or steps[0] < 0:
             raise ConfigurationError(f"num_adaptation_steps must be whole numbers of at least 0, got {list(steps)}")
-        return self._graphs.evaluate(self._meta, as_stacks(episodes), loss_fn, steps, self.seed)
+        stacks = as_stacks(episodes)
+        self._check_labels(stacks, loss_fn)
+        return self._graphs.evaluate(self._meta, stacks, loss_fn, steps, self.seed)
+
+    def _check_labels(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None) -> None:
+        """Refuse classes that the model has no output for; what other losses and predictors make of them is theirs."""
+        if loss_fn is not None or self.learner.predict is not apply_fast:
+            return
+        for stack in stacks:
+            if not is_classification(stack.support_y):
+                continue
+            outputs = self.problem().apply(self._meta["model"], stack.support_x[0, :1]).shape[-1]  # not computed
+            for part, labels in (("support", stack.support_y), ("query", stack.query_y)):
+                low, high = int(mx.min(labels)), int(mx.max(labels))
+                if low < 0 or high >= outputs:
+                    raise TaskSamplingError(
+                        f"{part} labels are {low} … {high}, but {type(self._model).__name__} has {outputs} outputs: "
+                        f"classes are 0 … {outputs - 1}"
+                    )
 
     # --- persistence ---------------------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 import mlx.core as mx
@@ -29,7 +30,7 @@ class Graphs:
         optimizer: the outer optimiser; its own state is not used.
         num_steps: inner steps of meta-training.
         gradient_clip: largest global norm of the meta-gradient.
-        chunk: tasks a graph; None measures one task and chooses.
+        chunk: tasks at once; None measures one task and chooses, and sets chunks side by side on a CPU's cores.
         task_bytes: what was measured, by shapes; filled as stacks come.
         compiled: use `mx.compile`.
     """
@@ -51,6 +52,7 @@ class Graphs:
         self._bind, self._compiled = bind, compiled
         self._problems: dict[LossFn | None, Problem] = {}
         self._functions: dict[Any, Callable] = {}
+        self._alone: set[Any] = set()  # names of functions that only this thread can run
 
     def problem(self, loss_fn: LossFn | None) -> Problem:
         if loss_fn not in self._problems:
@@ -81,12 +83,12 @@ class Graphs:
             for part, n, end in zip(parts, sizes, ends, strict=True)
         ]
         rows: list[tuple[int, Metrics]] = []
-        found = self._each(("gradient", loss_fn), lambda: self._gradient(loss_fn), calls)
-        for n, (metrics, more) in zip(sizes, found, strict=True):
-            more = tree_map(lambda g, n=n: g * (n / ends[-1]), more)
-            grads = more if grads is None else tree_map(mx.add, grads, more)
-            mx.eval(grads)
-            rows.append((n, metrics))
+        with closing(self._each(("gradient", loss_fn), lambda: self._gradient(loss_fn), calls)) as found:
+            for n, (metrics, more) in zip(sizes, found, strict=True):
+                more = tree_map(lambda g, n=n: g * (n / ends[-1]), more)
+                grads = more if grads is None else tree_map(mx.add, grads, more)
+                mx.eval(grads)
+                rows.append((n, metrics))
         return _weighted_means(rows), grads  # type: ignore[return-value]
 
     def evaluate(
@@ -100,22 +102,42 @@ class Graphs:
                 keys = mx.random.split(mx.array([seed & 0xFFFFFFFF, seen], dtype=mx.uint32), part.num_tasks)
                 calls.append((meta, keys, tuple(part)))
                 seen += part.num_tasks
-        for found in self._each(("evaluate", loss_fn, steps), lambda: self._evaluation(loss_fn, steps), calls):
-            for name, values in found.items():
-                rows.setdefault(name, []).append(np.array(values))
+        with closing(
+            self._each(("evaluate", loss_fn, steps), lambda: self._evaluation(loss_fn, steps), calls)
+        ) as found:
+            for metrics in found:
+                for name, values in metrics.items():
+                    rows.setdefault(name, []).append(np.array(values))
         return {name: np.concatenate(values) for name, values in rows.items()}
 
-    def _each(self, name: Any, make: Callable[[], Callable], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """What the function `name` returns for each call, evaluated before the next is begun, or beside it."""
-        count = workers(len(calls))
+    def _each(self, name: Any, make: Callable[[], Callable], calls: Sequence[tuple[Any, ...]]) -> Generator[Any]:
+        """What the function `name` returns for each call, whose last argument is a stack, evaluated; in order."""
+        count, done = self._at_once(name, [call[-1] for call in calls]), 0
         if count > 1:
             mx.eval(calls)
-            yield from side_by_side(self, lambda kept: self._function(name, make, kept), calls, count)
-            return
-        for call in calls:
+            try:
+                with closing(
+                    side_by_side(self, lambda kept: self._function(name, make, kept), calls, count)
+                ) as results:
+                    for result in results:
+                        done += 1
+                        yield result
+            except RuntimeError as error:
+                # A loss or a model that holds an array not yet evaluated, which only the thread that made it can do.
+                if "Stream" not in str(error):
+                    raise
+                self._alone.add(name)
+        for call in calls[done:]:
             result = self._function(name, make)(*call)
             mx.eval(result)
             yield result
+
+    def _at_once(self, name: Any, stacks: Sequence[Sequence[mx.array]]) -> int:
+        """Chunks that go side by side, by the measured size of their tasks."""
+        if self.chunk is not None or name in self._alone:
+            return 1
+        sizes = [len(stack[0]) * self.task_bytes.get(_shapes(stack), 0) for stack in stacks]
+        return workers(len(stacks), max(sizes)) if all(sizes) else 1
 
     def _function(self, name: Any, make: Callable[[], Callable], kept: dict[Any, Callable] | None = None) -> Callable:
         kept = self._functions if kept is None else kept
@@ -177,7 +199,7 @@ class Graphs:
         count = stack.num_tasks
         if self.chunk is not None or count == 1:
             return min(self.chunk or 1, count)
-        shapes = ",".join(str(a.shape[1:]) for a in stack)
+        shapes = _shapes(stack)
         if shapes not in self.task_bytes:
             self.task_bytes[shapes] = self._measure(stack, meta, loss_fn)
         fit = max(1, memory_budget() // max(1, self.task_bytes[shapes]))
@@ -209,6 +231,10 @@ class Graphs:
                 raise
             return 1 << 62
         return peak // 2
+
+
+def _shapes(stack: Sequence[mx.array]) -> str:
+    return ",".join(str(a.shape[1:]) for a in stack)
 
 
 def _peak_bytes(compute: Callable[[], Any]) -> int:

@@ -47,22 +47,22 @@ def _cdf(x: mx.array, density: Any) -> Any:
 
 
 def normal_cdf(x: mx.array) -> Any:
-    """Φ(x) of the standard normal, to 2e-7; float32, and not to be differentiated."""
+    """Φ(x) of the standard normal, to 2e-7; float32, |x| as in `gelu`, not to be differentiated."""
     x = x.astype(mx.float32)
     return _cdf(x, _density(x * x))
 
 
 def normal_pdf(x: mx.array) -> Any:
-    """φ(x) of the standard normal, to 1e-7; float32, and not to be differentiated."""
+    """φ(x) of the standard normal, to 1e-7; float32, |x| as in `gelu`, not to be differentiated."""
     x = x.astype(mx.float32)
     return _density(x * x)
 
 
-# Each derivative is a function of x alone, so that x is all that is kept for the way back, in every order. For this
+# Each derivative is a function of x alone, so that x is all that is kept for the way back. For this
 # each also writes x² in its own way: MLX would find the same density in two of them, and keep it all the way between.
 @custom_function
 def gelu(x):
-    """x Φ(x), for |x| up to 60,000: beyond, the powers in it overflow"""
+    """x Φ(x), and up to five derivatives; for |x| up to 60,000, beyond which the powers of x² in it overflow."""
     y = x.astype(mx.float32)
     a = mx.abs(y)
     return (0.5 * (y + a) - a * _tail(a, _density(y * y))).astype(x.dtype)

@@ -60,11 +60,11 @@ def _exp(x: mx.array) -> mx.array:
     return polynomial(_EXP, r) * mx.view(mx.left_shift(n.astype(mx.int32) + 127, 23), mx.float32)
 
 
-class Linear(nn.Linear):
+class Projection(nn.Linear):
     """`mlx.nn.Linear`; on a CPU a product and a sum, since `mx.addmm` first copies the bias to every row."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        if mx.default_device() != mx.cpu or "bias" not in self:
+        if mx.default_device() != mx.cpu or x.dtype != mx.float32 or "bias" not in self:
             return super().__call__(x)
         return x @ self.weight.T + self.bias
 

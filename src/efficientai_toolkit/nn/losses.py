@@ -13,12 +13,20 @@ def cross_entropy_loss(logits: mx.array, targets: mx.array) -> mx.array:
     """Mean cross entropy of `logits` (..., C) against integer classes `targets` (...).
 
     Computed as logsumexp − logit of the target in float32, so half-precision logits do not overflow. NaN where a target
-    is not in 0 … C − 1: an index that no logit has would be read, and its gradient written, outside of the array.
+    is not in 0 … C − 1.
     """
-    logits, targets = logits.astype(mx.float32), targets.astype(mx.int32)
+    logits = logits.astype(mx.float32)
+    return mx.mean(mx.logsumexp(logits, axis=-1) - target_logits(logits, targets))
+
+
+def target_logits(logits: mx.array, targets: mx.array) -> mx.array:
+    """The logit (...) of each target (...) among `logits` (..., C); NaN where there is none.
+
+    An index that no logit has would be read, and its gradient written, outside of the array.
+    """
     known = (targets >= 0) & (targets < logits.shape[-1])
-    picked = mx.take_along_axis(logits, mx.where(known, targets, 0)[..., None], axis=-1).squeeze(-1)
-    return mx.mean(mx.where(known, mx.logsumexp(logits, axis=-1) - picked, mx.nan))
+    index = mx.where(known, targets, 0).astype(mx.int32)
+    return mx.where(known, mx.take_along_axis(logits, index[..., None], axis=-1).squeeze(-1), mx.nan)
 
 
 def mse_loss(predictions: mx.array, targets: mx.array) -> mx.array:

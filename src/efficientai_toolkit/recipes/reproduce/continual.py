@@ -66,6 +66,10 @@ class ContinualTable(Table):
             }
         )
 
+    def more(self, row: Row) -> dict[str, Any]:
+        """The whole plan, with the strategy's own defaults."""
+        return {"plan": self.plan(row, seed=0, quick=False).describe()}
+
     def measure(self, row: Row, run: Run) -> dict[str, Any]:
         """Every seed of a row, learned from the context on where it was stopped."""
         plan = self.plan(row, seed=run.seed, quick=run.quick)

