@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..continual import figures
 from ..continual.figures import by_strategy, colour_of, stamped, title_of
@@ -101,7 +101,8 @@ def ablation(results: Mapping[str, Any]) -> Figure:
                 (4, 0), textcoords="offset points", va="center", fontsize=9,
             )  # fmt: skip
         axis.set_title(title)
-        axis.xaxis.set_major_formatter(PercentFormatter(1))
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.margins(x=0.2)
         axis.grid(axis="y", visible=False)
     axes[0].set_yticks(range(len(names)), [ABLATION[name] for name in names])
