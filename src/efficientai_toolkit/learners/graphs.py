@@ -87,7 +87,7 @@ class Graphs:
             for n, (metrics, more) in zip(sizes, found, strict=True):
                 more = tree_map(lambda g, n=n: g * (n / ends[-1]), more)
                 grads = more if grads is None else tree_map(mx.add, grads, more)
-                mx.eval(grads)
+                mx.eval(grads, metrics)
                 rows.append((n, metrics))
         return _weighted_means(rows), grads  # type: ignore[return-value]
 
@@ -111,7 +111,7 @@ class Graphs:
         return {name: np.concatenate(values) for name, values in rows.items()}
 
     def _each(self, name: Any, make: Callable[[], Callable], calls: Sequence[tuple[Any, ...]]) -> Generator[Any]:
-        """What the function `name` returns for each call, whose last argument is a stack, evaluated; in order."""
+        """What the function `name` returns for each call, whose last argument is a stack; in order."""
         count, done = self._at_once(name, [call[-1] for call in calls]), 0
         if count > 1:
             mx.eval(calls)
@@ -128,9 +128,7 @@ class Graphs:
                     raise
                 self._alone.add(name)
         for call in calls[done:]:
-            result = self._function(name, make)(*call)
-            mx.eval(result)
-            yield result
+            yield self._function(name, make)(*call)
 
     def _at_once(self, name: Any, stacks: Sequence[Sequence[mx.array]]) -> int:
         """Chunks that go side by side, by the measured size of their tasks."""
