@@ -12,9 +12,10 @@ class Naive(Strategy):
 
 
 class Joint(Strategy):
-    """Training once, on the examples of all contexts together, for as many steps as one context has: the upper bound.
+    """Training once, on the examples of all contexts together, for as many steps as those have in all: the upper bound.
 
-    Van de Ven & Tolias (2019) train their "joint" baseline so. Only the last row of its accuracy matrix exists.
+    Van de Ven & Tolias (2019) take as many steps, on the examples of the contexts so far. Here only the last row of the
+    accuracy matrix exists.
     """
 
     name = "joint"

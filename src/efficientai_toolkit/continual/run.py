@@ -143,8 +143,10 @@ def run(
                 )
                 results["contexts"] = scenario.names
             checkpoint = folder / "checkpoints" / f"{name.replace('+', '-')}-seed{seed}.npz"
+            joint = name == "joint"
+            iterations = plan.iterations * (len(scenario) if joint else 1)  # as many steps as the others take in all
             settings = {
-                "iterations": plan.iterations,
+                "iterations": iterations,
                 "batch_size": plan.batch_size,
                 "learning_rate": plan.learning_rate,
                 "seed": seed,
@@ -152,7 +154,7 @@ def run(
             }
             learner = build_learner(name, build(scenario, seed), dict(options), **settings)
             results["runs"][key] = run_one(
-                learner, scenario, f"{name}, seed {seed}", plan.iterations, checkpoint, watch, joint=name == "joint"
+                learner, scenario, f"{name}, seed {seed}", iterations, checkpoint, watch, joint=joint
             )
             results["summary"] = summarise(results["runs"])
             write_json(path, results)
@@ -181,7 +183,7 @@ def run_one(
         iterations: steps that the learner takes in a context.
         checkpoint: kept after every context, and gone on from.
         watch: told one line a context.
-        joint: learn once, from the examples of all contexts.
+        joint: learn once, from the examples of all contexts, for `iterations` steps.
     """
     record: dict[str, Any] = {"seconds": 0.0, "matrix": [], "curves": [], "untrained": None}
     if checkpoint.is_file():
