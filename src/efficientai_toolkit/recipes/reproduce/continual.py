@@ -121,7 +121,8 @@ TABLE = ContinualTable(
         "Average accuracy in percent over all contexts after the last, ± 95 % interval over the seeds; the published "
         "number in brackets. Split-MNIST: three seeds (order of the digits, weights, batches), five contexts of two "
         "digits, MLP 784-400-400, 2,000 steps of 128 images a context, Adam at 0.001. Permuted-MNIST: one seed, ten "
-        "contexts, MLP 1024-1000-1000, 5,000 steps, 0.0001. Joint training takes the steps of all contexts at once. Replay keeps 100 images a class (permuted: 10)."
+        "contexts, MLP 1024-1000-1000, 5,000 steps, 0.0001. Joint training takes the steps of all contexts at once. "
+        "Replay keeps 100 images a class (permuted: 10)."
     ),
     base={},
     evaluation={},
