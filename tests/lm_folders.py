@@ -39,6 +39,7 @@ def write_lm(folder: Path, kind: str) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     module = importlib.import_module(f"mlx_lm.models.{kind}")
+    mx.random.seed(0)  # of what the model itself draws
     model = module.Model(module.ModelArgs.from_dict(CONFIGS[kind]))
     flat = dict(tree_flatten(model.parameters()))
     keys = mx.random.split(mx.random.key(0), len(flat))
