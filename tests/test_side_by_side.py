@@ -219,7 +219,16 @@ def test_a_chunk_that_is_asked_for_is_all_that_is_computed_at_once(two_threads, 
         raise AssertionError("side by side")
 
     monkeypatch.setattr(graphs, "side_by_side", none)
-    MAMLLearner(SimpleClassifier(hidden_dim=4), chunk=1).meta_update([episodes()])
+    measured = {graphs._shapes(episodes()): 1}  # as in a checkpoint of a learner without `chunk`
+    for chunk in (None, 1):
+        learner = MAMLLearner(SimpleClassifier(hidden_dim=4), chunk=chunk)
+        learner._task_bytes.update(measured)
+        monkeypatch.setattr(graphs, "memory_budget", lambda: 0)
+        if chunk is None:
+            with pytest.raises(AssertionError, match="side by side"):
+                learner.meta_update([episodes()])
+        else:
+            learner.meta_update([episodes()])
 
 
 def test_on_a_gpu_tasks_are_not_spread(monkeypatch):
