@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from ctypes.util import find_library
@@ -72,6 +73,24 @@ def test_info_knows_another_allocator_and_recommends_one():
         pytest.skip("neither jemalloc nor tcmalloc is installed")
     done = process("info", "--device", "cpu", env={**plain, "LD_PRELOAD": find_library(library)})
     assert f"Allocator: {library.partition('_')[0]}\n" in done.stdout
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+def test_freed_memory_is_kept_unless_the_user_has_settings_of_his_own():
+    code = (
+        "import efficientai_toolkit, resource, mlx.core as mx; mx.set_default_device(mx.cpu)\n"
+        "for i in range(22):\n"
+        "    if i == 2: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    mx.eval(mx.ones(8 << 20))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+
+    def page_faults(**settings: str) -> int:
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("LD_PRELOAD", "MALLOC_"))}
+        done = subprocess.run([sys.executable, "-c", code], env=env | settings, capture_output=True, check=True)
+        return int(done.stdout)
+
+    assert 10 * page_faults() < page_faults(MALLOC_TRIM_THRESHOLD_="131072")
 
 
 def test_info_without_options_is_the_same_by_the_short_way():

@@ -10,6 +10,7 @@ import pytest
 from efficientai_toolkit import Conv4, ModelError, SimpleClassifier, functional, trainable
 from efficientai_toolkit.nn.functional import clone, update
 from efficientai_toolkit.nn.head import features_of, find_head
+from efficientai_toolkit.nn.conv import _pool_rows
 from efficientai_toolkit.nn.layers import Dropout, EpisodicBatchNorm, conv2d, max_pool2d
 from efficientai_toolkit.nn.losses import cross_entropy_loss, mse_loss
 
@@ -116,6 +117,16 @@ def test_max_pool_drops_an_odd_edge_and_sends_ties_to_the_first():
     expected = np.zeros((5, 4))
     expected[0:4:2, 0:4:2] = 1
     assert np.array_equal(np.array(grad), expected)
+
+
+def test_pooled_rows_send_ties_to_the_first_of_a_window():
+    """All 81 windows of the values 0, 1, 2: the row blocks of the fused convolution block."""
+    windows = np.stack(np.meshgrid(*[np.arange(3)] * 4)).reshape(4, 81, 1)
+    y = mx.array(windows.reshape(-1, 1).astype(np.float32))
+    (pooled,), (grad,) = mx.vjp(lambda y: _pool_rows(y, 81), [y], [mx.ones((81, 1))])
+    assert np.array_equal(np.array(pooled), windows.max(axis=0))
+    expected = np.arange(4)[:, None, None] == windows.argmax(axis=0)  # argmax takes the first
+    assert np.array_equal(np.array(grad).reshape(4, 81, 1), expected)
 
 
 def test_batch_norm_normalises_and_keeps_nothing():

@@ -8,12 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from .devices import preload_blas
+from .devices import keep_freed_memory, preload_blas
 
 __version__ = "0.1.0"
 
 # Before anything imports mlx: afterwards it is too late.
 preload_blas()
+keep_freed_memory()
 
 _NAMES = {
     ".adapters.adalora": ("AdaLoRAConfig",),

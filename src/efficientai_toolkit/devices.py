@@ -20,6 +20,9 @@ _OPENBLAS = ("libopenblas.so.0", "libopenblas.so")
 _loaded_blas: str | None = None
 _openblas: ctypes.CDLL | None = None
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_JEMALLOC_ALL_ARENAS = 4096  # MALLCTL_ARENAS_ALL
+
 # A stack of tasks that keeps the working set of one core's share of the cache is faster than a loop on a CPU;
 # a larger one is not.
 _CPU_BUDGET = 64 << 20
@@ -40,6 +43,27 @@ def preload_blas() -> str | None:
         _loaded_blas = name
         break
     return _loaded_blas
+
+
+def keep_freed_memory() -> None:
+    """Have glibc's or jemalloc's `malloc` keep what is freed, for the next array, instead of returning it to Linux.
+
+    MLX's CPU backend allocates each array anew. What `malloc` returned comes back page by page, each zeroed by the
+    kernel: half of the time of a step over images. A process then holds its peak until it ends. Settings of the user's
+    own (`GLIBC_TUNABLES`, `MALLOC_CONF`, `MALLOC_TRIM_THRESHOLD_`, …) are left alone.
+    """
+    if sys.platform != "linux" or any(name.startswith(("GLIBC_TUNABLES", "MALLOC_")) for name in os.environ):
+        return
+    process = ctypes.CDLL(None)
+    if hasattr(process, "mallctl"):
+        never = ctypes.c_ssize_t(-1)
+        for kind in ("dirty", "muzzy"):
+            for arenas in ("arenas", f"arena.{_JEMALLOC_ALL_ARENAS}"):  # those to come, those there are
+                name = f"{arenas}.{kind}_decay_ms".encode()
+                process.mallctl(name, None, None, ctypes.byref(never), ctypes.c_size_t(ctypes.sizeof(never)))
+    elif hasattr(process, "mallopt"):
+        process.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        process.mallopt(_M_MMAP_MAX, 0)
 
 
 def blas() -> tuple[str, str | None]:

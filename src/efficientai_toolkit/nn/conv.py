@@ -206,7 +206,8 @@ def _pooling(rows: int, q: int):
 
     @custom_function
     def pool(y):
-        return _largest(*blocks(y))
+        a, b, c, d = blocks(y)
+        return mx.maximum(mx.maximum(a, b), mx.maximum(c, d))
 
     @custom_function
     def route(winner, v):
@@ -241,5 +242,6 @@ def _largest(a, b, c, d):
 
 
 def _winner(a, b, c, d):
-    top, bottom = mx.where(a >= b, a, b), mx.where(c >= d, c, d)
-    return mx.where(top >= bottom, mx.where(a >= b, 0, 1), mx.where(c >= d, 2, 3)).astype(mx.uint8)
+    """0 … 3, the first where values tie. On a CPU, arithmetic on masks takes a tenth of the time of `mx.where`."""
+    right, below_right, below = (flag.astype(mx.uint8) for flag in (a < b, c < d, mx.maximum(a, b) < mx.maximum(c, d)))
+    return right + below * (2 + below_right - right)
