@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from efficientai_toolkit import Conv4, ModelError, SimpleClassifier, functional, trainable
+from efficientai_toolkit.nn.conv import _pool_rows
 from efficientai_toolkit.nn.functional import clone, update
 from efficientai_toolkit.nn.head import features_of, find_head
-from efficientai_toolkit.nn.conv import _pool_rows
 from efficientai_toolkit.nn.layers import Dropout, EpisodicBatchNorm, conv2d, max_pool2d
 from efficientai_toolkit.nn.losses import cross_entropy_loss, mse_loss
 
