@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -110,3 +111,18 @@ def test_the_meta_learned_row_takes_what_the_transfer_row_trained(root, small, t
     second = TABLE.run(everything, tmp_path / "out", data_dir=root, quick=True)
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 1
     assert second["best_validation"] == first["best_validation"]
+
+
+def test_a_weight_of_zero_takes_the_meta_learned_adapter_away(root, small, tmp_path):
+    config = {"kind": "protonet", "adapter": "lora", "dataset": str(write_intents(tmp_path / "mine.csv"))}
+    trained = table.Row("mine", "line", "BANKING77", config)
+    without = table.Row("mine-off", "line", "BANKING77", {**config, "weight": 0.0}, trained_as="mine")
+    frozen = table.Row("prototypes", "line", "BANKING77", {**config, "kind": "prototypes", "adapter": None})
+    run = table.Run(tmp_path / "out", "mine", 0, root, True, None)
+    measured = {}
+    for row in (trained, without, frozen):
+        model = table._method(row, run)[0].model
+        measured[row.name] = np.array(model.features(mx.arange(1, 9)[None]))
+    assert np.array_equal(measured["mine-off"], measured["prototypes"])
+    assert not np.array_equal(measured["mine"], measured["prototypes"])
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 1
