@@ -44,6 +44,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "bottleneck": {"method": "pfeiffer", "target_modules": [f"layers.{i}.feed_forward" for i in (4, 5)]},
     "bitfit": {"method": "bitfit", "target_modules": _UPPER},
 }
+# Of prototypical training: where validation no longer rises.
+_RATES = {"lora": 4e-4, "ia3": 3e-3, "bottleneck": 4e-4, "bitfit": 1e-3}
+_ITERATIONS = {"banking77": 400}  # of others 200
 
 
 def _line(name: str, title: str, kind: str, adapter: str | None = None, **settings: Any) -> tuple[Row, ...]:
@@ -112,8 +115,9 @@ _ROWS = (
 def training(row: Mapping[str, Any], *, seed: int, quick: bool = False) -> MetaLearningConfig:
     """The configuration that a meta-learned line is trained by."""
     protonet = row["kind"] == "protonet"
-    iterations = 4 if quick else 200 if protonet else 300
-    params: dict[str, Any] = {"dataset": row.get("trains_on") or row["dataset"]}
+    dataset = row.get("trains_on") or row["dataset"]
+    iterations = 4 if quick else _ITERATIONS.get(dataset, 200) if protonet else 300
+    params: dict[str, Any] = {"dataset": dataset}
     if row.get("without"):
         params["without"] = row["without"]
     if protonet:  # more classes than at test time make each episode tell more
@@ -130,7 +134,7 @@ def training(row: Mapping[str, Any], *, seed: int, quick: bool = False) -> MetaL
                 "num_meta_iterations": iterations,
                 "num_inner_steps": 0 if protonet else 5,
                 "inner_lr": inner,
-                "outer_lr": 4e-4 if protonet else 1e-3,
+                "outer_lr": _RATES[row["adapter"]] if protonet else 1e-3,
                 "eval_interval": iterations if quick else 50,
                 "save_interval": iterations if quick else 50,
                 "gradient_clip": 10.0,
