@@ -12,7 +12,8 @@ import pytest
 
 from efficientai_toolkit.cli.benchmark import benchmark as command
 from efficientai_toolkit.errors import DeviceError, ToolkitError
-from efficientai_toolkit.recipes.benchmark import benchmark, compare_learners, workloads
+from efficientai_toolkit.recipes.benchmark import benchmark, workloads
+from efficientai_toolkit.recipes.benchmark_learners import compare_learners
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -62,11 +63,18 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_learners_are_compared_with_maml(monkeypatch):
-    few = {name: target for name, target in _learners().items() if name in ("maml", "fomaml", "protonet", "r2d2")}
-    monkeypatch.setattr("efficientai_toolkit.recipes.benchmark.LEARNERS", few)
+    few = {
+        name: target for name, target in _learners().items() if name in ("maml", "fomaml", "protonet", "r2d2", "leo")
+    }
+    monkeypatch.setattr("efficientai_toolkit.recipes.benchmark_learners.LEARNERS", few)
     report = compare_learners(quick=True, device="cpu")
-    assert [row["name"] for row in report["learners"]] == ["fomaml", "maml"]  # the others do not adapt by steps
+    names = ["fomaml", "leo", "maml"]  # the others do not adapt by steps
+    assert [(row["workload"], row["name"]) for row in report["learners"]] == [
+        (workload, name) for workload in ("sinusoid", "images") for name in names
+    ]
     assert all(row["ratio"] > 0 for row in report["learners"])
+    with pytest.raises(ToolkitError, match="on sinusoid and images, not on 'conv4'"):
+        compare_learners(quick=True, device="cpu", only=["conv4"])
 
 
 def _learners():

@@ -12,7 +12,11 @@ from .options import Device, Json, echo_json
 
 def benchmark(
     learners: Annotated[
-        bool, typer.Option("--learners", help="The meta-step of every gradient learner, relative to MAML's.")
+        bool,
+        typer.Option(
+            "--learners",
+            help="The meta-step of every gradient learner, relative to MAML's: workloads sinusoid and images.",
+        ),
     ] = False,
     peft: Annotated[
         bool, typer.Option("--peft", help="FOMAML and MAML over LoRA on an encoder, with the frozen-prefix cache, too.")
@@ -33,7 +37,7 @@ def benchmark(
     from ..errors import ConfigurationError
     from ..files import write_json
     from ..recipes.benchmark import benchmark as run
-    from ..recipes.benchmark import compare_learners
+    from ..recipes.benchmark_learners import compare_learners
     from ..recipes.benchmark_peft import benchmark_peft
 
     if learners and peft:
@@ -45,7 +49,7 @@ def benchmark(
         print(f"{name}: {row['ms']['median']:.3g} ms", file=sys.stderr, flush=True)
 
     if learners:
-        report = compare_learners(device=device, seconds=seconds, quick=quick, each=note)
+        report = compare_learners(device=device, seconds=seconds, quick=quick, only=workload or (), each=note)
     elif peft:
         report = benchmark_peft(device=device, seconds=seconds, quick=quick, only=workload or (), each=note)
     else:
@@ -68,15 +72,16 @@ def show(report: dict[str, Any]) -> None:
     facts = f"{machine['name']}, {machine['cores']} cores, {machine['blas']}, {machine['allocator']}"
     console.print(f"{facts}, MLX {report['mlx']}", highlight=False)
     if "learners" in report:
-        table = Table("learner", "ms a step", "min – max", "÷ MAML", "memory")
-        for row in report["learners"]:
-            table.add_row(row["name"], *_times(row), f"{row['ratio']:.2f}", _megabytes(row))
-        console.print(table)
-        console.print(report["workload"], highlight=False)
-        for row in report["learners"]:
-            if row["options"]:
-                given = ", ".join(f"{name}={value}" for name, value in row["options"].items())
-                console.print(f"{row['name']}: {given}", highlight=False)
+        for workload, title in report["workloads"].items():
+            rows = [row for row in report["learners"] if row["workload"] == workload]
+            table = Table("learner", "ms a step", "min – max", "÷ MAML", "memory", title=title)
+            for row in rows:
+                table.add_row(row["name"], *_times(row), f"{row['ratio']:.2f}", _megabytes(row))
+            console.print(table)
+            for row in rows:
+                if row["options"]:
+                    given = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+                    console.print(f"{row['name']}: {given}", highlight=False)
         return
     if "peft" in report:
         table = Table("learner", "LoRA in", "ms a step", "min – max", "memory", "× faster")

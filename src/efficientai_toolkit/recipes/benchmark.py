@@ -15,8 +15,7 @@ from .. import __version__
 from ..backbones.conv4 import Conv4
 from ..backbones.mlp import MLP, SimpleClassifier
 from ..devices import device_info, gpu_kind, select_device
-from ..errors import TaskSamplingError, ToolkitError
-from ..learners import LEARNERS, learner_class
+from ..errors import ToolkitError
 from ..learners.base import MetaLearner
 from ..learners.maml import MAMLLearner
 from ..learners.reptile import ReptileLearner
@@ -123,10 +122,10 @@ def measure(workload: Workload, seconds: float) -> dict[str, Any]:
         `ms` of a meta-step (`median`, `min`, `max` over blocks), `first_step_s`, `tasks_per_s`, `s_per_1000`
         iterations, `peak_bytes` of MLX's arrays and the last `query_loss`.
     """
-    return _in_turns([Timing(workload, seconds / 10)], seconds)[0].figures()
+    return in_turns([Timing(workload, seconds / 10)], seconds)[0].figures()
 
 
-def _in_turns(timings: list[Timing], seconds: float) -> list[Timing]:
+def in_turns(timings: list[Timing], seconds: float) -> list[Timing]:
     """At least three blocks of each, one after another, so that what else the machine does falls on all alike."""
     begin = time.perf_counter()
     while len(timings[0].times) < 3 or time.perf_counter() - begin < seconds:
@@ -181,46 +180,6 @@ def benchmark(
                     each(row)
         about = machine()
     return {**about, "results": results, "gpu_speedup": _speedups(results)}
-
-
-# What a learner is given for the sinusoids, where its defaults are for classes or take more than five inner steps.
-FOR_SINUSOIDS: dict[str, dict[str, Any]] = {"leo": {"decodes": "all", "num_inner_steps": 4, "finetune_steps": 1}}
-
-
-def compare_learners(
-    *,
-    device: str | None = None,
-    seconds: float = 3.0,
-    quick: bool = False,
-    each: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
-    """The meta-step of every learner that adapts by steps, on the sinusoid workload, relative to MAML's.
-
-    MAML and the learner take turns, block by block; `ratio` is the median of the blocks' ratios.
-    """
-    seconds = 0.05 if quick else seconds
-    baseline = Workload("maml", "", 25, sinusoid)
-    rows: list[dict[str, Any]] = []
-    with default_device_kept():
-        select_device(devices_of(device)[0])
-        for name in sorted(LEARNERS):
-            made, options = learner_class(name), FOR_SINUSOIDS.get(name, {})
-            if not made.adapts_by_steps:
-                continue
-            work = Workload(name, "", 25, lambda made=made, options=options: sinusoid(made, **options))
-            try:
-                timings = [Timing(work, seconds / 30), Timing(baseline, seconds / 30)]
-            except TaskSamplingError:
-                continue  # it is for classification alone
-            own, reference = _in_turns(timings, seconds)
-            ratios = [a / b for a, b in zip(own.times, reference.times, strict=True)]
-            row = {"name": name, "options": options, **own.figures(), "maml_ms": reference.figures()["ms"]}
-            rows.append({**row, "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)})
-            if each is not None:
-                each(rows[-1])
-        about = machine()
-    title = "sinusoids, 25 tasks × (10 + 10), MLP 1-40-40-1, 5 inner steps"
-    return {**about, "workload": title, "seconds": seconds, "learners": rows}
 
 
 def devices_of(device: str | None) -> list[str]:
