@@ -44,7 +44,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "bottleneck": {"method": "pfeiffer", "target_modules": [f"layers.{i}.feed_forward" for i in (4, 5)]},
     "bitfit": {"method": "bitfit", "target_modules": _UPPER},
 }
-# Of prototypical training: where validation no longer rises.
+# Of prototypical training: Adam's rate, and as many iterations as validation goes on rising.
 _RATES = {"lora": 4e-4, "ia3": 3e-3, "bottleneck": 4e-4, "bitfit": 1e-3}
 _ITERATIONS = {"banking77": 400}  # of others 200
 
