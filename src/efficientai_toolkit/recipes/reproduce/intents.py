@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from ...config import MetaLearningConfig
 from ...intervals import mean_ci95
+from .episodes import EpisodeLog
 from .table import Row, Run, Table, described, mean_of_seeds, trained
 
 DATASETS = ("banking77", "clinc150")
@@ -172,7 +174,13 @@ class IntentsTable(Table):
 
     def measure(self, row: Row, run: Run) -> dict[str, Any]:
         """Accuracy in each setting, or of each draw over all classes."""
-        return _all_classes(row, run) if row.column == ALL else _few_classes(row, run)
+        if row.column == ALL:
+            return _all_classes(row, run)
+        protocol = {**self.protocol(row), "seed": run.seed, "quick": run.quick}
+        log = EpisodeLog(
+            run.folder / "episodes" / f"{run.name}.json", protocol, run.watch.say if run.watch else lambda _: None
+        )
+        return _few_classes(row, run, log)
 
     def markdown(self, found: Sequence[Mapping[str, Any]]) -> str:
         """Unseen intents, and below them all intents at once."""
@@ -198,7 +206,7 @@ class IntentsTable(Table):
         return "\n".join(text) + "\n"
 
 
-def _few_classes(row: Row, run: Run) -> dict[str, Any]:
+def _few_classes(row: Row, run: Run, log: EpisodeLog) -> dict[str, Any]:
     from ..intents import SETTINGS, Bench
 
     kind = row.config["kind"]
@@ -210,12 +218,19 @@ def _few_classes(row: Row, run: Run) -> dict[str, Any]:
     results, per_episode = {}, {}
     for setting in settings:
         count = 8 if run.quick else COMPARED if kind == "finetune" else EPISODES
-        accuracies = measure(bench, bench.episodes(setting, count))
+        accuracies, seconds = log.measure(setting.name, partial(measure, bench), bench.episodes(setting, count))
         mean, ci95 = mean_ci95(accuracies)
-        results[setting.name] = {"metric": "accuracy", "mean": mean, "ci95": ci95, "episodes": len(accuracies)}
+        results[setting.name] = {
+            "metric": "accuracy",
+            "mean": mean,
+            "ci95": ci95,
+            "episodes": len(accuracies),
+            "seconds": seconds,
+        }
         # Percent, for paired comparisons; one string, or the record would have a line for each.
         per_episode[setting.name] = " ".join(f"{100 * accuracy:g}" for accuracy in np.round(accuracies, 4))
     outside = _compares(row) and row.config["dataset"] == "clinc150"
+    log.close()
     return {
         "ours": results[settings[0].name],
         "settings": results,
