@@ -41,7 +41,7 @@ def test_all_episodes_are_measured_in_order_and_told(tmp_path):
     accuracies, seconds = log.measure("5-way", Measure(), EPISODES)
     assert np.array_equal(accuracies, np.arange(50) / 100)
     assert seconds > 0
-    assert lines[0] == "5-way: 20 of 50 episodes, accuracy 0.095"
+    assert lines[0] == "5-way: 10 of 50 episodes, accuracy 0.045"
     assert lines[-1] == "5-way: 50 of 50 episodes, accuracy 0.245"
     log.close()
     assert not list(tmp_path.iterdir())

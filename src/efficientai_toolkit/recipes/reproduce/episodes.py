@@ -15,7 +15,7 @@ from ...files import read_json, write_json
 if TYPE_CHECKING:
     from ..intents import Episodes
 
-BLOCK, EVERY = 20, 5.0  # episodes at once; seconds between two lines, and two writings
+BLOCK, EVERY = 10, 5.0  # episodes at once; seconds between two lines, and two writings
 
 
 class EpisodeLog:
