@@ -46,8 +46,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "bottleneck": {"method": "pfeiffer", "target_modules": [f"layers.{i}.feed_forward" for i in (4, 5)]},
     "bitfit": {"method": "bitfit", "target_modules": _UPPER},
 }
-# Of prototypical training: Adam's rate and the iterations. BANKING77's 400 were set after 200 fell short on test classes,
-# while validation stands still from about 150 on: see docs/results.md.
+# Of prototypical training: Adam's rate and the iterations. BANKING77's 400 were set after 200 fell short on test
+# classes, while validation stands still from about 150 on: see docs/results.md.
 _RATES = {"lora": 4e-4, "ia3": 3e-3, "bottleneck": 4e-4, "bitfit": 1e-3}
 _ITERATIONS = {"banking77": 400}  # of others 200
 
