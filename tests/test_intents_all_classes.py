@@ -13,7 +13,9 @@ from efficientai_toolkit.errors import DataError
 from efficientai_toolkit.recipes.all_classes import finetuned, logistic, validation
 from efficientai_toolkit.recipes.finetune import drawn, measured_on, read_task
 from efficientai_toolkit.recipes.reproduce import intents as table
-from efficientai_toolkit.recipes.reproduce.intents import ALL, TABLE, TRANSFER
+from efficientai_toolkit.recipes.reproduce import intents_rows as rows
+from efficientai_toolkit.recipes.reproduce.intents import TABLE
+from efficientai_toolkit.recipes.reproduce.table import Row, Run
 from text_models import THINGS, sentences, write_encoder, write_intents
 
 
@@ -37,8 +39,8 @@ def root(tmp_path):
 def small(tmp_path, monkeypatch):
     """A tiny encoder in MiniLM's place, and every class in every split."""
     adapter = {"method": "lora", "target_modules": ["layers.2.attention.q_proj"], "rank": 2}
-    monkeypatch.setattr(table, "SOURCE", str(write_encoder(tmp_path / "encoder")))
-    monkeypatch.setattr(table, "ADAPTERS", {"lora": adapter})
+    monkeypatch.setattr(rows, "SOURCE", str(write_encoder(tmp_path / "encoder")))
+    monkeypatch.setattr(rows, "ADAPTERS", {"lora": adapter})
     whole = {split: np.arange(8) for split in ("train", "val", "test")}
     monkeypatch.setattr("efficientai_toolkit.tasks.intents.split_classes", lambda *_: whole)
 
@@ -82,12 +84,12 @@ def test_fine_tuning_begins_where_logistic_regression_ends(root, tmp_path):
     assert begun.accuracies == pytest.approx(logits.accuracies, abs=0.07)
 
 
-@pytest.mark.parametrize("row", [row for row in TABLE.rows if row.column == ALL], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in TABLE.rows if row.column == rows.ALL], ids=lambda row: row.name)
 def test_rows_over_all_classes(root, small, tmp_path, row):
     config = dict(row.config)
     if config["kind"] == "protonet":
         config |= {"trains_on": str(write_intents(tmp_path / "mine.csv")), "without": []}
-    row = table.Row(row.name, row.line, row.column, config, row.paper, row.source)
+    row = Row(row.name, row.line, row.column, config, row.paper, row.source)
     record = TABLE.run(row, tmp_path / "out", data_dir=root, quick=True)
     assert len(record["accuracies"]) == 2
     assert record["ours"]["mean"] == pytest.approx(np.mean(record["accuracies"]))
@@ -104,10 +106,10 @@ def test_rows_over_all_classes(root, small, tmp_path, row):
 
 def test_the_meta_learned_row_takes_what_the_transfer_row_trained(root, small, tmp_path):
     config = {"kind": "protonet", "adapter": "lora", "dataset": str(write_intents(tmp_path / "mine.csv"))}
-    unseen = table.Row(TRANSFER, "transfer", "BANKING77", config)
+    unseen = Row(rows.TRANSFER, "transfer", "BANKING77", config)
     first = TABLE.run(unseen, tmp_path / "out", data_dir=root, quick=True)
     own = {**config, "trains_on": config["dataset"], "dataset": "banking77", "shots": 8, "draws": 10}
-    everything = table.Row("all-classes-mine", "all", ALL, own)
+    everything = Row("all-classes-mine", "all", rows.ALL, own)
     second = TABLE.run(everything, tmp_path / "out", data_dir=root, quick=True)
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 1
     assert second["best_validation"] == first["best_validation"]
@@ -115,10 +117,10 @@ def test_the_meta_learned_row_takes_what_the_transfer_row_trained(root, small, t
 
 def test_a_weight_of_zero_takes_the_meta_learned_adapter_away(root, small, tmp_path):
     config = {"kind": "protonet", "adapter": "lora", "dataset": str(write_intents(tmp_path / "mine.csv"))}
-    trained = table.Row("mine", "line", "BANKING77", config)
-    without = table.Row("mine-off", "line", "BANKING77", {**config, "weight": 0.0}, trained_as="mine")
-    frozen = table.Row("prototypes", "line", "BANKING77", {**config, "kind": "prototypes", "adapter": None})
-    run = table.Run(tmp_path / "out", "mine", 0, root, True, None)
+    trained = Row("mine", "line", "BANKING77", config)
+    without = Row("mine-off", "line", "BANKING77", {**config, "weight": 0.0}, trained_as="mine")
+    frozen = Row("prototypes", "line", "BANKING77", {**config, "kind": "prototypes", "adapter": None})
+    run = Run(tmp_path / "out", "mine", 0, root, True, None)
     measured = {}
     for row in (trained, without, frozen):
         model = table._method(row, run)[0].model

@@ -14,15 +14,18 @@ from efficientai_toolkit.backbones.bert import load_encoder
 from efficientai_toolkit.cli import app
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import AdapterError, ConfigurationError, DataError
+from efficientai_toolkit.nn.functional import trainable
 from efficientai_toolkit.recipes import episode_finetune
 from efficientai_toolkit.recipes import intents as recipe
 from efficientai_toolkit.recipes.finetune import batches, drawn, finetune, in_order, learning_curve, read_task
-from efficientai_toolkit.recipes.reproduce import intents as table
-from efficientai_toolkit.recipes.reproduce.intents import TABLE, training
+from efficientai_toolkit.recipes.reproduce import intents_rows as rows
+from efficientai_toolkit.recipes.reproduce.intents import TABLE
+from efficientai_toolkit.recipes.reproduce.table import Row
 from efficientai_toolkit.runs.adapted import AdaptedTask, adapt_checkpoint, load_learner
 from efficientai_toolkit.runs.build import checkpoint_file
 from efficientai_toolkit.runs.exchange import export_adapter, fuse, import_adapter
 from efficientai_toolkit.runs.train import train
+from efficientai_toolkit.tasks.text import used_length
 from text_models import THINGS, settings, write_encoder, write_intents
 
 
@@ -227,6 +230,20 @@ def test_fine_tuning_and_adapting_in_episodes_learn_the_support(encoder, dataset
     assert accuracies.mean() > 0.7
 
 
+def last_parameters(model, bench, episodes):
+    """What fine-tuning ends with in the last episode."""
+    params, update = [], optim.Adam.apply_gradients
+
+    def kept(self, gradients, parameters):
+        params.append(update(self, gradients, parameters))
+        return params[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim.Adam, "apply_gradients", kept)
+        episode_finetune.finetune(model, bench, episodes, learning_rate=1e-3, num_steps=5)
+    return params[-1]
+
+
 def test_training_the_rows_in_use_is_training_the_whole_embedding(encoder, dataset, monkeypatch):
     bench = recipe.Bench(str(dataset), split="train", tokenizer=str(encoder))
     model = load_encoder(encoder, 3)
@@ -237,17 +254,7 @@ def test_training_the_rows_in_use_is_training_the_whole_embedding(encoder, datas
     trained = []
     for used in (episode_finetune._used, lambda weight, _ids: (weight, mx.arange(weight.shape[0]))):
         monkeypatch.setattr(episode_finetune, "_used", used)
-        params = []
-        update = optim.Adam.apply_gradients
-
-        def kept(self, gradients, parameters, params=params, update=update):
-            params.append(update(self, gradients, parameters))
-            return params[-1]
-
-        with monkeypatch.context() as patch:
-            patch.setattr(optim.Adam, "apply_gradients", kept)
-            episode_finetune.finetune(model, bench, episodes, learning_rate=1e-3, num_steps=5)
-        trained.append(params[-1])
+        trained.append(last_parameters(model, bench, episodes))
     few, all_rows = trained
     assert (
         len(few["embeddings.word_embeddings.weight"]) < len(whole) == len(all_rows["embeddings.word_embeddings.weight"])
@@ -264,12 +271,46 @@ def test_training_the_rows_in_use_is_training_the_whole_embedding(encoder, datas
     assert model.embeddings.word_embeddings.weight is whole
 
 
+def test_texts_alike_in_length_go_together_and_train_the_same(encoder, dataset, monkeypatch):
+    rng = np.random.default_rng(0)
+    ids = (np.arange(64) < rng.integers(1, 65, 9)[:, None]).astype(np.int32)
+
+    def tokens(groups):
+        return sum(len(group) * used_length(ids[group], 0) for group in groups)
+
+    groups = episode_finetune.alike_in_length(ids, 0)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(9))
+    in_two = ([[i for i in range(9) if (mask >> i) & 1 == part] for part in (0, 1)] for mask in range(1, 256))
+    assert tokens(groups) == min(map(tokens, in_two)) < tokens([list(range(9))])
+    assert len(episode_finetune.alike_in_length(ids[:1].repeat(3, 0), 0)) == 1
+
+    bench = recipe.Bench(str(dataset), split="train", tokenizer=str(encoder))
+    ids, pad = bench.data.ids, bench.data.pad_id
+    long = np.concatenate([ids, ids[:, ::-1]], axis=1)
+    long[::2, ids.shape[1] :] = pad  # every other text is as it was
+    bench.data = bench.data._replace(ids=long)
+    episodes = bench.episodes(recipe.Setting(3, 4), 1)
+    assert len(episode_finetune.alike_in_length(long[episodes.support[0]], pad)) == 2
+    start = trainable(load_encoder(encoder, 3))
+    in_parts = last_parameters(load_encoder(encoder, 3), bench, episodes)
+    monkeypatch.setattr(episode_finetune, "alike_in_length", lambda ids, _pad_id: [np.arange(len(ids))])
+    at_once = last_parameters(load_encoder(encoder, 3), bench, episodes)
+    # In all: Adam makes whole steps of gradients that are next to nothing too, so single numbers may differ.
+    paths = at_once.keys() - {"embeddings.word_embeddings.weight", "head.weight", "head.bias"}
+    apart, moved = (
+        sum(mx.sum(mx.square(a[path] - b[path])).item() for path in paths) ** 0.5
+        for a, b in ((in_parts, at_once), (at_once, start))
+    )
+    assert apart < 0.005 * moved
+
+
 def test_every_row_of_the_table_can_be_configured_and_shown():
     assert len({row.name for row in TABLE.rows}) == len(TABLE.rows)
     for row in TABLE.rows:
         if row.config["kind"] in ("protonet", "reptile", "fomaml"):
-            config = training(row.config, seed=3)
+            config = rows.training(row.config, seed=3)
             assert config.meta_learning.seed == 3
+            assert config.task_distribution.task_params.get("split_seed") == row.config.get("split_seed")
     result = {"5-way 1-shot": {"mean": 0.9, "ci95": 0.01}}
     record = {
         "line": TABLE.rows[0].line,
@@ -280,18 +321,22 @@ def test_every_row_of_the_table_can_be_configured_and_shown():
     }
     text = TABLE.markdown([record, {**record, "settings": {"5-way 1-shot": {"mean": 0.8, "ci95": 0.01}}}])
     assert "**85.0** ± 1.0 (2 seeds)" in text
+    assert "division" not in text
+    text = TABLE.markdown([{**record, "column": "BANKING77, division 2"}])
+    assert "| **90.0** ± 1.0 |" in text.split(rows.ABOUT_DIVISIONS)[1]
+    assert "90.0" not in text.split(rows.ABOUT_DIVISIONS)[0]
 
 
 @pytest.mark.parametrize("kind", ["prototypes", "logistic", "finetune", "protonet", "reptile"])
 def test_a_row_is_made_once_and_taken_from_its_record(encoder, dataset, tmp_path, monkeypatch, kind):
     adapter = {"method": "lora", "target_modules": ["layers.2.attention.q_proj"], "rank": 2}
-    monkeypatch.setattr(table, "SOURCE", str(encoder))
-    monkeypatch.setattr(table, "ADAPTERS", {"lora": adapter})
+    monkeypatch.setattr(rows, "SOURCE", str(encoder))
+    monkeypatch.setattr(rows, "ADAPTERS", {"lora": adapter})
     config = {"kind": kind, "adapter": "lora", "dataset": str(dataset), "learning_rate": 1e-3}
     # The test split of eight classes has two: too few for an episode of five.
     whole = {split: np.arange(8) for split in ("train", "val", "test")}
     monkeypatch.setattr("efficientai_toolkit.tasks.intents.split_classes", lambda *_: whole)
-    row = table.Row(f"{kind}-mine", TABLE.rows[0].line, "BANKING77", config)
+    row = Row(f"{kind}-mine", TABLE.rows[0].line, "BANKING77", config)
     record = TABLE.run(row, tmp_path, quick=True)
     assert list(record["settings"]) == ["5-way 1-shot"]
     assert len(record["per_episode"]["5-way 1-shot"].split()) == 8

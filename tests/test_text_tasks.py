@@ -125,6 +125,8 @@ def test_within_keeps_an_episode_to_one_group(source, tmp_path):
         ({"tokenizer": 1}, "tokenizer is 1"),
         ({"split_by": "domains"}, "did you mean 'domain'"),
         ({"split_by": "domain"}, "has no domains to split by"),
+        ({"split_seed": -1}, "split_seed is -1"),
+        ({"split_seed": True}, "split_seed is True"),
         ({"k_shot": 20}, "has 20 texts, and an episode needs 23"),
     ],
 )
@@ -251,6 +253,19 @@ def test_clinc150_and_banking77(data_dir):
     rows = read_intents("banking77", data_dir)
     assert len(rows.texts) == 13_083
     assert [len(part) for part in Intents(data_dir).corpus(("banking77",)).splits.values()] == [37, 20, 20]
+
+
+def test_another_split_seed_divides_the_classes_anew(source):
+    def classes(**params):
+        drawn = tasks(source, **params)
+        splits = drawn.families["intents"].data_set(drawn.configs[0]).splits
+        assert sorted(np.concatenate(list(splits.values())).tolist()) == list(range(8))
+        return {split: sorted(part.tolist()) for split, part in splits.items()}
+
+    assert classes(split_seed=0) == classes()
+    divisions = [classes(split_seed=seed) for seed in range(4)]
+    assert len({str(division) for division in divisions}) == 4
+    assert {str([len(part) for part in division.values()]) for division in divisions} == {"[4, 2, 2]"}
 
 
 def test_domains_left_out_move_no_other_class(data_dir):

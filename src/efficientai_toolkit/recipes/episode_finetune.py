@@ -44,32 +44,39 @@ def finetune(
     finding it; everything trainable is trained.
     """
     start = trainable(model)
-    cached, y = prefix_of(model), mx.array(episodes.labels("support").astype(np.int32))
-    truth = episodes.labels("query")
+    cached, labels, truth = prefix_of(model), episodes.labels("support").astype(np.int32), episodes.labels("query")
     embeddings: Any = model.embeddings
     words, table = embeddings.word_embeddings, start.get(_TABLE)
     if table is not None:
         embeddings.word_embeddings = UsedRows(table)
     apply, features = functional(model), functional(model, "features")
 
-    def loss(params: Parameters, fixed: Parameters, x: mx.array) -> mx.array:
-        return cross_entropy_loss(apply({**params, **fixed}, x), y)
+    def loss(params: Parameters, fixed: Parameters, parts: list[mx.array], y: mx.array) -> mx.array:
+        logits = [apply({**params, **fixed}, x) for x in parts]
+        return cross_entropy_loss(mx.concatenate(logits), y)
 
     gradient = mx.compile(mx.grad(loss))
     predict = mx.compile(lambda params, x: mx.argmax(apply(params, x), axis=-1))
     accuracies = []
     try:
         for support, query in zip(episodes.support, episodes.query, strict=True):
-            # Each at its own length: the longest of many queries would lengthen every step on a few supports.
-            sx, qx = (cached(mx.array(_trimmed(bench, rows))) for rows in (support, query))
+            # Queries apart: the longest of many would lengthen every step on a few supports.
+            ids, pad = bench.data.ids[support], bench.data.pad_id
+            groups = alike_in_length(ids, pad)
+            parts, qx = (
+                [cached(_trimmed(ids[rows], pad)) for rows in groups],
+                cached(_trimmed(bench.data.ids[query], pad)),
+            )
+            y = mx.array(labels[np.concatenate(groups)])
             fixed: Parameters = {}
             params = dict(start)
             if table is not None:
                 params[_TABLE], fixed[_INDEX] = _used(table, bench.data.ids[np.concatenate([support, query])])
-            params |= _head(features({**params, **fixed}, sx), y, episodes.way)
+            z = mx.concatenate([features({**params, **fixed}, x) for x in parts])
+            params |= _head(z, y, episodes.way)
             optimizer = optim.Adam(learning_rate=learning_rate)
             for _ in range(num_steps):
-                params = optimizer.apply_gradients(gradient(params, fixed, sx), params)
+                params = optimizer.apply_gradients(gradient(params, fixed, parts, y), params)
                 mx.eval(params, optimizer.state)
             accuracies.append((np.array(predict({**params, **fixed}, qx)) == truth).mean())
     finally:
@@ -77,9 +84,17 @@ def finetune(
     return np.array(accuracies)
 
 
-def _trimmed(bench: Bench, rows: np.ndarray) -> np.ndarray:
-    ids = bench.data.ids[rows]
-    return ids[:, : used_length(ids, bench.data.pad_id)]
+def alike_in_length(ids: np.ndarray, pad_id: int) -> list[np.ndarray]:
+    """The rows of `ids` (N, L) in one or two groups, such that the fewest tokens are computed in all."""
+    lengths = np.array([used_length(row, pad_id) for row in ids])
+    order = np.argsort(lengths, kind="stable")
+    ordered, cut = lengths[order], np.arange(len(ids))  # rows in the first group; 0: one group
+    tokens = cut * ordered[cut - 1] + (len(ids) - cut) * ordered[-1]
+    return [group for group in np.split(order, [int(tokens.argmin())]) if len(group)]
+
+
+def _trimmed(ids: np.ndarray, pad_id: int) -> mx.array:
+    return mx.array(ids[:, : used_length(ids, pad_id)])
 
 
 def _used(table: mx.array, ids: np.ndarray) -> tuple[mx.array, mx.array]:

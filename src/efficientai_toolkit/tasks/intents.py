@@ -41,9 +41,11 @@ class Intents(TextFamily):
             these, whose classes are put together (then `within: true` keeps a task to one of them).
         split_by: "class", or "domain": whole domains of CLINC150 are held out (6/2/2 of its ten).
         without: domains of CLINC150 to leave out, such as [banking, credit_cards].
+        split_seed: which random division of the classes into splits; 0. Others show how far a result depends on
+            which classes are held out.
     """
 
-    known_params = TextFamily.known_params | {"dataset", "split_by", "without"}
+    known_params = TextFamily.known_params | {"dataset", "split_by", "without", "split_seed"}
 
     def source(self, config: TaskConfig) -> tuple:
         given = config.task_params.get("dataset", "clinc150")
@@ -55,15 +57,22 @@ class Intents(TextFamily):
         without = config.task_params.get("without", ())
         if isinstance(without, str) or not all(isinstance(name, str) for name in without):
             raise TaskSamplingError(f"{where(config)}: without is {without!r}; expected a list of domains")
-        return tuple(sets), choice(config, "split_by", ("class", "domain")) == 1, tuple(without)
+        seed = config.task_params.get("split_seed", 0)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise TaskSamplingError(f"{where(config)}: split_seed is {seed!r}; expected a whole number, at least 0")
+        return tuple(sets), choice(config, "split_by", ("class", "domain")) == 1, tuple(without), seed
 
     def corpus(
-        self, sets: Sequence[str] = ("clinc150",), by_domain: bool = False, without: Sequence[str] = ()
+        self,
+        sets: Sequence[str] = ("clinc150",),
+        by_domain: bool = False,
+        without: Sequence[str] = (),
+        split_seed: int = 0,
     ) -> Corpus:
-        parts = [self._one(name, by_domain, without, prefix=len(sets) > 1) for name in sets]
+        parts = [self._one(name, by_domain, without, split_seed, prefix=len(sets) > 1) for name in sets]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _one(self, name: str, by_domain: bool, without: Sequence[str], *, prefix: bool) -> Corpus:
+    def _one(self, name: str, by_domain: bool, without: Sequence[str], split_seed: int, *, prefix: bool) -> Corpus:
         rows = read_intents(name, self.root)
         without = without if name == "clinc150" else ()
         for domain in without:
@@ -76,19 +85,20 @@ class Intents(TextFamily):
         sizes = _SIZES.get(name, (0.6, 0.2, 0.2))
         if by_domain and len(set(groups)) < 6:
             raise DataError(f"{name} has no domains to split by; use split_by: class")
+        order = f"{name} {split_seed}" if split_seed else name
         splits: Splits
         if by_domain or len(names) < len(rows.domains):
             # What is left out must not move the other classes between splits.
             full = sorted(rows.domains)
             whole = split_classes(
                 len(full),
-                name,
+                order,
                 (0.6, 0.2, 0.2) if by_domain else sizes,
                 [rows.domains[n] for n in full] if by_domain else None,
             )
             splits = {s: [number[full[i]] for i in each if full[i] in number] for s, each in whole.items()}
         else:
-            splits = split_classes(len(names), name, sizes)
+            splits = split_classes(len(names), order, sizes)
         kept = [i for i, label in enumerate(rows.labels) if label in number]
         return Corpus(
             [rows.texts[i] for i in kept],

