@@ -226,19 +226,20 @@ def fit_logistic(x: np.ndarray, y: np.ndarray, classes: int, *, c: float = 1.0, 
     return w[:-1].T @ axes, w[-1]
 
 
-def adapted(learner: MetaLearner, bench: Bench, episodes: Episodes, *, at_once: int = 10) -> np.ndarray:
-    """Accuracy (episodes,) of a learner that adapts by steps, after the trained number of them."""
+def adapted(learner: MetaLearner, bench: Bench, episodes: Episodes, *, at_once: int = 1) -> np.ndarray:
+    """Accuracy (episodes,) of a learner that adapts by steps, after the trained number of them.
+
+    `at_once` episodes are stacked; fewer are padded less, which on a CPU counts for more.
+    """
     widen_head(learner, episodes.way)
     cached = prefix_of(learner.model)  # type: ignore[arg-type]
-    sy, qy = (mx.array(episodes.labels(part).astype(np.int32)) for part in ("support", "query"))
+    labels = [mx.array(episodes.labels(part).astype(np.int32)) for part in ("support", "query")]
     steps, accuracies = learner.num_inner_steps, []
     for start in range(0, len(episodes.support), at_once):
-        support, query = (rows[start : start + at_once] for rows in (episodes.support, episodes.query))
-        rows = np.concatenate([support, query], axis=1)
-        ids = bench.data.ids[rows]
-        x = cached(mx.array(ids[..., : used_length(ids, bench.data.pad_id)]))
-        shots = support.shape[1]
-        labels = (mx.broadcast_to(y, (len(support), *y.shape)) for y in (sy, qy))
-        stack = EpisodeStack(x[:, :shots], next(labels), x[:, shots:], next(labels))
-        accuracies.append(learner.evaluate_per_task([stack], None, (steps,))[f"step_{steps}_acc"])
+        stacks = []
+        for rows, y in zip((episodes.support, episodes.query), labels, strict=True):
+            ids = bench.data.ids[rows[start : start + at_once]]
+            x = cached(mx.array(ids[..., : used_length(ids, bench.data.pad_id)]))
+            stacks += [x, mx.broadcast_to(y, (len(ids), *y.shape))]
+        accuracies.append(learner.evaluate_per_task([EpisodeStack(*stacks)], None, (steps,))[f"step_{steps}_acc"])
     return np.concatenate(accuracies)
