@@ -17,7 +17,7 @@ from efficientai_toolkit.errors import AdapterError, ConfigurationError, DataErr
 from efficientai_toolkit.nn.functional import trainable
 from efficientai_toolkit.recipes import episode_finetune
 from efficientai_toolkit.recipes import intents as recipe
-from efficientai_toolkit.recipes.finetune import batches, drawn, finetune, in_order, learning_curve, read_task
+from efficientai_toolkit.recipes.finetune import alike, batches, drawn, finetune, learning_curve, read_task
 from efficientai_toolkit.recipes.reproduce import intents_rows as rows
 from efficientai_toolkit.recipes.reproduce.intents import TABLE
 from efficientai_toolkit.recipes.reproduce.table import Row
@@ -76,7 +76,8 @@ def test_batches_hold_every_row_and_have_one_shape():
     rows = list(batches(10, 4, np.random.default_rng(0)))
     assert [len(r) for r in rows] == [4, 4, 4]
     assert set(np.concatenate(rows).tolist()) == set(range(10))
-    assert np.concatenate(list(in_order(5, 3))).tolist() == [0, 1, 2, 3, 4, 4]
+    tokens = np.arange(4) < np.array([[3], [1], [4], [1], [2]])
+    assert [rows.tolist() for rows in alike(tokens, 3)] == [[1, 3, 4], [0, 2, 2]]
     assert [len(r) for r in batches(2, 4, np.random.default_rng(0))] == [4]
 
 

@@ -137,11 +137,9 @@ def finetune(
         if not np.isfinite(row["train_loss"]):
             raise DivergenceError(f"the loss became {row['train_loss']} in epoch {epoch}; lower the rate ({rate:g})")
         if task.test is not None and (measure_each or epoch == epochs):
-            guesses = [
-                np.array(mx.argmax(predict(params, inputs("test", rows)), axis=-1))
-                for rows in in_order(len(task.test.texts), batch_size)
-            ]
-            guess = np.concatenate(guesses)[: len(task.test.texts)]
+            guess = np.empty(len(task.test.texts), np.int64)
+            for rows in alike(ids["test"] != tokenizer.pad_id, batch_size):
+                guess[rows] = np.array(mx.argmax(predict(params, inputs("test", rows)), axis=-1))
             row["score"] = METRICS[task.metric](guess, np.asarray(task.test.labels))
         curve.append(row)
         if watch:
@@ -177,10 +175,16 @@ def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[np.ndar
         yield np.resize(np.roll(order, -start), size) if start + size > count else order[start : start + size]
 
 
-def in_order(count: int, size: int) -> Iterator[np.ndarray]:
-    """All rows in batches of one shape; the last is filled up with its last row."""
-    for start in range(0, count, size):
-        yield np.minimum(np.arange(start, start + size), count - 1)
+def alike(tokens: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """All rows in batches of one number and like length; the last is filled up with its last row.
+
+    Args:
+        tokens: (N, L) where there is one.
+        size: rows of a batch.
+    """
+    order = np.argsort(tokens.sum(1), kind="stable")
+    for start in range(0, len(order), size):
+        yield order[np.minimum(np.arange(start, start + size), len(order) - 1)]
 
 
 def learning_curve(
