@@ -14,7 +14,7 @@ from efficientai_toolkit.tasks import FAMILIES, family
 
 SYNTHETIC = [name for name in FAMILIES if not family(name).way_and_shot]
 # Learners for one kind of target only. They must say so in one sentence.
-CLASSES_ONLY = {"protonet", "matching", "relation", "baseline++"}
+CLASSES_ONLY = {"proto_maml", "protonet", "matching", "relation", "baseline++"}
 NUMBERS_ONLY = {"alpaca"}
 # Rates at which 50 steps show learning, by kind of target; and where a learner's own differ.
 RATES = {

@@ -54,6 +54,86 @@ def test_prototypes_and_distances_by_hand():
     np.testing.assert_allclose(logits[:, :3], 5 * unit(q) @ unit(means).T, atol=1e-4)
 
 
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_proto_maml_without_steps_is_a_prototypical_network(distance):
+    """Up to each query's own length, where the cosine is concerned; exactly, with its gradient, for distances."""
+    task, model = blobs(3), MLP(2, 3, 8, key=mx.random.key(1))
+    proto_maml = learner_class("proto_maml")(model, num_inner_steps=0, distance_metric=distance, scale=5.0)
+    network = learner_class("protonet")(model, distance_metric=distance, scale=5.0, head="head")
+    own, theirs = (learner.adapt(task.support_x[0], task.support_y[0]) for learner in (proto_maml, network))
+    x = task.query_x[0]
+    if distance == "euclidean":
+        a, b = mx.softmax(own(x), axis=-1), mx.softmax(theirs(x)[:, :3], axis=-1)
+        np.testing.assert_allclose(a, b, atol=1e-5)
+        gradients = [
+            {p: g for p, g in learner.meta_gradient(task)[1].items() if "head" not in p and p.startswith("model/")}
+            for learner in (proto_maml, network)
+        ]
+        assert_close(*gradients)
+    else:
+        z = np.array(proto_maml.problem().features(proto_maml.meta["model"], x))
+        size = np.linalg.norm(proto_maml.problem().features(proto_maml.meta["model"], task.support_x[0]), axis=1).mean()
+        cosines = np.array(theirs(x)[:, :3]) * (np.linalg.norm(z, axis=1, keepdims=True) / size)
+        np.testing.assert_allclose(own(x), cosines, atol=1e-4)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_proto_maml_takes_nothing_of_the_models_own_head(distance):
+    """Classes may be numbered anew, the head's weights be others: the adapted model says the same, and no gradient."""
+    task = blobs(2)
+    options = {"inner_lr": 0.02, "num_inner_steps": 2, "distance_metric": distance}
+    one = learner_class("proto_maml")(MLP(2, 4, 8, key=mx.random.key(1)), **options)
+    adapted = one.adapt(task.support_x[0], task.support_y[0])(task.query_x[0])
+    assert mx.all(adapted[:, 3] < mx.max(adapted, axis=1)).item()  # a class without examples
+    swapped = one.adapt(task.support_x[0], 2 - task.support_y[0])(task.query_x[0])
+    np.testing.assert_allclose(swapped[:, 2::-1], adapted[:, :3], atol=1e-4)
+    grads = one.meta_gradient(task)[1]
+    assert not any(mx.any(g).item() for path, g in grads.items() if "head" in path)
+    assert any(mx.any(g).item() for path, g in grads.items() if "head" not in path)
+    model = MLP(2, 4, 8, key=mx.random.key(1))
+    model.head.weight = model.head.weight + 1
+    other = learner_class("proto_maml")(model, **options)
+    assert_close(other.meta_gradient(task)[1], grads)
+
+
+def test_proto_mamls_meta_gradient_is_the_difference_quotient():
+    """Second order agrees with central differences, first order does not; both pass through the head's start."""
+    task = blobs(2, shot=3)
+    options = {"inner_lr": 0.05, "num_inner_steps": 2, "compile": False}
+    exact, first = (
+        learner_class("proto_maml")(MLP(2, 3, 6, key=mx.random.key(2)), first_order=flag, **options)
+        for flag in (False, True)
+    )
+    _, grads = exact.meta_gradient(task)
+    start = {path: mx.array(p) for path, p in exact.meta["model"].items()}
+    direction = {path: mx.random.normal(p.shape, key=mx.random.key(5)) for path, p in start.items()}
+
+    def loss(step):
+        exact.meta["model"].update({path: p + step * direction[path] for path, p in start.items()})
+        value = exact.meta_gradient(task)[0]["query_loss"]
+        exact.meta["model"].update(start)
+        return mx.mean(value).item()
+
+    quotient = (loss(2e-3) - loss(-2e-3)) / 4e-3
+    slope = [
+        sum(mx.sum(g[f"model/{path}"] * d).item() for path, d in direction.items())
+        for g in (grads, first.meta_gradient(task)[1])
+    ]
+    assert abs(slope[0] - quotient) < 0.005 * abs(quotient)
+    assert abs(slope[1] - quotient) > 0.03 * abs(quotient)
+
+
+def test_proto_maml_refuses_numbers_and_heads_that_are_none():
+    with pytest.raises(TaskSamplingError, match="Proto-MAML is for classification"):
+        learner_class("proto_maml")(MLP(2, 3)).adapt(mx.zeros((4, 2)), mx.zeros((4, 3)))
+    with pytest.raises(ConfigurationError, match="did you mean 'cosine'"):
+        learner_class("proto_maml")(MLP(2, 3), distance_metric="cosin")
+    model = MLP(2, 3)
+    model.head.freeze()
+    with pytest.raises(ModelError, match=r"must be a trainable nn\.Linear"):
+        learner_class("proto_maml")(model)
+
+
 def test_matching_is_attention_over_the_support():
     model, task = encoder(), singles(blobs(1))[0]
     z, q, y, _ = embeddings(model, task)

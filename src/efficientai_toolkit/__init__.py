@@ -91,6 +91,7 @@ _NAMES = {
     ".learners.matching": ("MatchingNetwork",),
     ".learners.meta_curvature": ("MAMLEnhancedLearner", "MetaCurvatureLearner"),
     ".learners.meta_sgd": ("MetaSGDLearner",),
+    ".learners.proto_maml": ("ProtoMAMLLearner",),
     ".learners.protonet": ("PrototypicalNetwork",),
     ".learners.r2d2": ("R2D2Learner",),
     ".learners.relation": ("RelationNetwork",),

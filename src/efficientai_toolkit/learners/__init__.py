@@ -26,6 +26,7 @@ LEARNERS = {
     "melpa": "melpa:MeLPALearner",
     "meta_curvature": "meta_curvature:MetaCurvatureLearner",
     "meta_sgd": "meta_sgd:MetaSGDLearner",
+    "proto_maml": "proto_maml:ProtoMAMLLearner",
     "protonet": "protonet:PrototypicalNetwork",
     "r2d2": "r2d2:R2D2Learner",
     "relation": "relation:RelationNetwork",

@@ -16,7 +16,7 @@ from ..tasks.episode import EpisodeStack
 from .base import MetaLearner
 from .inner_loop import inner_loop
 from .learner import Learner, Meta, Problem, mean_gradient, through_adaptation
-from .metric import class_means, head_shape, one_hot, unit
+from .metric import cosine_head, head_shape, one_hot
 from .update_rules import UpdateRule, lslr, sgd
 
 INITIALISATIONS = ("network", "universal", "fixed")
@@ -235,14 +235,8 @@ def _beginning(initialisation: str, means: tuple[str, str] | None) -> Callable[.
             return params
         weight, bias = head
         support = one_hot(y, params[weight].shape[0])
-        size = mx.mean(mx.sqrt(mx.sum(mx.square(z), axis=-1) + 1e-12))
-        scale = mx.exp(rule["log_scale"])
-        here = mx.sum(support, axis=0) > 0
-        return {
-            **params,
-            weight: (scale / size) * unit(class_means(z, support)),
-            bias: mx.where(here, 0.0, -scale),  # a class without examples
-        }
+        rows, biases = cosine_head(z, support, mx.exp(rule["log_scale"]))
+        return {**params, weight: rows, bias: biases}
 
     return begin
 

@@ -17,6 +17,7 @@ from ..tasks.episode import Episode
 from .base import MetaLearner
 from .learner import Problem
 
+DISTANCES = ("euclidean", "cosine")
 BELOW = 20.0  # by how much the logit of a class that the support lacks is below all others: a probability of 2e-9
 
 
@@ -83,6 +84,19 @@ def class_means(z: mx.array, support: mx.array) -> mx.array:
 def unit(x: mx.array) -> mx.array:
     """Rows of length 1 (a zero row stays zero)."""
     return x * mx.rsqrt(mx.sum(mx.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+def cosine_head(z: mx.array, support: mx.array, scale: mx.array | float) -> tuple[mx.array, mx.array]:
+    """Weight (C, D) and bias (C,) of a linear head whose logits are `scale` · cosine(z, class mean), up to each
+    embedding's own length beside the mean one; a class that is absent is `scale` below.
+
+    Args:
+        z: (S, D) embeddings.
+        support: (S, C) their classes, one-hot.
+        scale: of the logits.
+    """
+    size = mx.mean(mx.sqrt(mx.sum(mx.square(z), axis=-1) + 1e-12))
+    return (scale / size) * unit(class_means(z, support)), mx.where(present(support), 0.0, -scale)
 
 
 def squared_distances(a: mx.array, b: mx.array) -> mx.array:

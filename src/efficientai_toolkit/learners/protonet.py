@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from ..errors import ConfigurationError, did_you_mean
 from .learner import Learner
-from .metric import MetricLearner, class_means, classes, embedder, one_hot, present, rule_out, squared_distances, unit
-
-DISTANCES = ("euclidean", "cosine")
+from .metric import (
+    DISTANCES,
+    MetricLearner,
+    class_means,
+    classes,
+    embedder,
+    one_hot,
+    present,
+    rule_out,
+    squared_distances,
+    unit,
+)
 
 
 class PrototypicalNetwork(MetricLearner):

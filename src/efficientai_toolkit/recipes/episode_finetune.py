@@ -10,11 +10,13 @@ import mlx.optimizers as optim
 import numpy as np
 
 from ..backbones.bert import Encoder
+from ..learners.metric import cosine_head, one_hot
 from ..nn.functional import Parameters, functional, trainable
 from ..nn.losses import cross_entropy_loss
 from ..tasks.text import used_length
 from .intents import Bench, Episodes, prefix_of
 
+_HEAD = ("head.weight", "head.bias")
 _TABLE, _INDEX = "embeddings.word_embeddings.weight", "embeddings.word_embeddings.index"
 _ROWS = 64  # a table of used rows has a multiple of these, so that compiled graphs are used again
 
@@ -73,7 +75,7 @@ def finetune(
             if table is not None:
                 params[_TABLE], fixed[_INDEX] = _used(table, bench.data.ids[np.concatenate([support, query])])
             z = mx.concatenate([features({**params, **fixed}, x) for x in parts])
-            params |= _head(z, y, episodes.way)
+            params |= dict(zip(_HEAD, cosine_head(z, one_hot(y, episodes.way), 10.0), strict=True))
             optimizer = optim.Adam(learning_rate=learning_rate)
             for _ in range(num_steps):
                 params = optimizer.apply_gradients(gradient(params, fixed, parts, y), params)
@@ -105,12 +107,3 @@ def _used(table: mx.array, ids: np.ndarray) -> tuple[mx.array, mx.array]:
     filled = np.zeros(-(-len(used) // _ROWS) * _ROWS, np.int64)
     filled[: len(used)] = used
     return table[mx.array(filled)], mx.array(index)
-
-
-def _head(z: mx.array, y: mx.array, way: int) -> Parameters:
-    """Logits 10 · cosine(z, class mean), up to each row's length: the start of a head."""
-    members = (y[:, None] == mx.arange(way)).astype(z.dtype)
-    means = (members.T @ z) / mx.sum(members, axis=0)[:, None]
-    means = means * mx.rsqrt(mx.sum(mx.square(means), axis=-1, keepdims=True))
-    scale = 10 / mx.mean(mx.linalg.norm(z, axis=-1))
-    return {"head.weight": scale * means, "head.bias": mx.zeros((way,))}
