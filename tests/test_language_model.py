@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,7 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from efficientai_toolkit.adapters import adapter_config, attach
-from efficientai_toolkit.backbones.language_model import label_tokens, load_language_model, next_token_loss
+from efficientai_toolkit.backbones.frozen_prefix import FrozenPrefix, frozen_layers
+from efficientai_toolkit.backbones.language_model import (
+    LanguageModel,
+    label_tokens,
+    load_language_model,
+    next_token_loss,
+)
 from efficientai_toolkit.cli import app
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import CheckpointError, DataError, ModelError
@@ -41,6 +48,12 @@ def mlx_lm():
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
 def folder(request, mlx_lm, tmp_path_factory):
+    return write_lm(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "gpt_neox"])
+def older(request, mlx_lm, tmp_path_factory):
+    """Folders whose embeddings and blocks have names of their own, and whose positions or outputs do, too."""
     return write_lm(tmp_path_factory.mktemp("models") / request.param, request.param)
 
 
@@ -87,6 +100,20 @@ def test_options_for_labels_are_refused_with_completions(tmp_path):
 
 
 def test_classes_are_the_next_token_logits_of_their_words(folder):
+    _check_classes(folder)
+
+
+def test_embeddings_and_blocks_are_found_under_any_name(older):
+    _check_classes(older)
+    model = load_language_model(older)
+    assert model.config == (32, 3, 64, 2)
+    assert model.embedding.weight.shape == (64, 32)
+    assert load_tokenizer(older).max_length == 64
+    attach(model, adapter_config("lora"), "lm.model.h.2.*")
+    assert mx.isfinite(model(mx.array([[3, 4, 2]]))).all().item()
+
+
+def _check_classes(folder):
     words, texts = ["fox", "dog", "over_lazy"], ["the quick brown", "jumps over the lazy dog and the fox"]
     model, tokenizer = load_language_model(folder, label_words=words), load_tokenizer(folder)
     ids, tokens = tokenizer(texts), label_tokens(tokenizer, words)
@@ -188,8 +215,116 @@ def test_a_learner_meta_trains_over_it_and_adapts_to_new_labels(mlx_lm, folder, 
     np.testing.assert_allclose(np.array(mlx_lm.load(str(tmp_path / "fused"))[0](ids)), ours, atol=1e-4)
 
 
+def test_a_base_without_quantisation_biases_gives_its_label_rows(folder):
+    model, tokens = load_language_model(folder), [[3, 5], [7]]
+    dense = np.array(model.label_rows(tokens))
+    nn.quantize(model.lm, group_size=32, bits=4, mode="mxfp4")
+    rows = np.array(model.label_rows(tokens))
+    assert "biases" not in model.embedding
+    np.testing.assert_allclose(rows, dense, atol=0.2 * np.abs(dense).max())
+
+
+def test_a_model_of_another_layout_is_refused_by_what_is_missing():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Embedding(8, 4)
+
+    with pytest.raises(ModelError, match="has no module with an input embedding and a list of blocks"):
+        LanguageModel(Recurrent(), 0)
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte, self.blocks = nn.Embedding(8, 4), [nn.Linear(4, 4)]
+
+        def __call__(self, ids, cache=None):
+            return self.wte.as_linear(self.wte(ids)), None
+
+    with pytest.raises(ModelError, match="the model is no module with an input embedding"):
+        LanguageModel(Inner(), 0)
+
+
+# --- the cache of frozen blocks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gpt_neox"])
+def test_going_on_from_the_frozen_blocks_gives_the_same_features_and_gradients(mlx_lm, tmp_path, kind):
+    model: Any = load_language_model(write_lm(tmp_path / kind, kind), num_classes=3)
+    blocks = f"{model.body_path}.{model.stack}".strip(".")
+    attach(model, adapter_config("lora"), [f"lm.{blocks}.2.*"], train_head=True)
+    assert frozen_layers(model) == 2
+    ids = mx.random.randint(3, 64, (2, 4, 8), key=mx.random.key(1))
+    ids = mx.where(mx.arange(8) < mx.array([[3], [8], [5], [1]]), ids, 2)
+    prefix = FrozenPrefix(model)
+    h = prefix(ids)
+    assert h.shape == (2, 4, 8, 33)
+    assert prefix.computed == 8
+    apply, start = functional(model), {path: a + 0.05 for path, a in trainable(model).items()}
+
+    def loss(params, x):
+        return mx.mean(mx.square(apply(params, x)))
+
+    cached, plain = (mx.vmap(mx.value_and_grad(loss), (None, 0))(start, x) for x in (h, ids))
+    np.testing.assert_allclose(np.array(cached[0]), np.array(plain[0]), rtol=1e-5)
+    for path, gradient in plain[1].items():
+        assert mx.allclose(cached[1][path], gradient, rtol=1e-4, atol=1e-5).item(), path
+    assert all(isinstance(block, nn.Module) for block in model.layers)  # nobody stands in for them any longer
+
+
+@pytest.mark.parametrize(
+    ("method", "targets", "expected"),
+    [
+        ("lora", "lm.model.layers.1.*", 1),
+        ("lora", "head", 2),
+        ("lora", "lm_head", 2),
+        ("lora", "q_proj", 0),
+        ("prompt", None, 0),
+    ],
+)
+def test_how_much_of_it_is_frozen(mlx_lm, tmp_path, method, targets, expected):
+    model: Any = load_language_model(write_lm(tmp_path / "llama", "llama"))
+    attach(model, adapter_config(method), targets)
+    assert frozen_layers(model) == expected
+
+
+def test_a_model_whose_blocks_read_more_than_the_last_is_not_cached(mlx_lm, tmp_path):
+    model: Any = load_language_model(write_lm(tmp_path / "llama", "llama"))
+    inner = model.lm.model
+
+    class Skipping(type(inner)):
+        def __call__(self, ids, cache=None):
+            return super().__call__(ids, cache) + self.embed_tokens(ids)
+
+    inner.__class__ = Skipping
+    attach(model, adapter_config("lora"), "lm.model.layers.2.*")
+    assert not model.can_resume(2)
+    assert frozen_layers(model) == 0
+
+
+def test_fine_tuning_over_it_has_the_same_losses_as_without(folder, monkeypatch):
+    texts = [f"{a} {b}" for a in ("the", "over", "quick") for b in ("fox", "dog", "jumps fox", "lazy dog")]
+    task = Task(Texts(texts, np.array([int("dog" in t) for t in texts], np.int32)), None, ["fox", "dog"])
+    options = {"source": str(folder), "target_modules": ["lm.model.layers.2.*"], "epochs": 3, "batch_size": 4}
+    made = []
+    monkeypatch.setattr(
+        "efficientai_toolkit.recipes.intents.FrozenPrefix", lambda *a: made.append(0) or FrozenPrefix(*a)
+    )
+    cached = finetune(task, "lora", **options).curve
+    assert made
+    monkeypatch.setattr("efficientai_toolkit.recipes.finetune.prefix_of", lambda model: lambda ids: ids)
+    plain = finetune(task, "lora", **options).curve
+    mine, theirs = ([row["train_loss"] for row in curve] for curve in (cached, plain))
+    np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
 def test_what_is_no_language_model_is_said(mlx_lm, folder, tmp_path):
     with pytest.raises(ModelError, match="holds no causal language model"):
         load_language_model(write_encoder(tmp_path / "encoder"))
+    (tmp_path / "olmo").mkdir()
+    (tmp_path / "olmo" / "config.json").write_text('{"model_type": "olmo", "architectures": ["OlmoForCausalLM"]}')
+    mx.save_safetensors(str(tmp_path / "olmo" / "model.safetensors"), {"a": mx.zeros(1)})
+    with pytest.raises(ModelError, match="without a package of that model's own"):
+        load_language_model(tmp_path / "olmo")
     with pytest.raises(ModelError, match="the label '_' has no token"):
         load_language_model(folder, label_words=["fox", "_"])

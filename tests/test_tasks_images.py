@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import pickle
@@ -21,12 +22,12 @@ from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import DataError, DataNotFoundError, TaskSamplingError
 from efficientai_toolkit.tasks import storage
 from efficientai_toolkit.tasks.build import build_splits
-from efficientai_toolkit.tasks.cifar_fs import CifarFS
+from efficientai_toolkit.tasks.cifar_fs import _SPLIT_SHA256, CifarFS
 from efficientai_toolkit.tasks.classes import distinct
 from efficientai_toolkit.tasks.distribution import TaskConfig, TaskDistribution
 from efficientai_toolkit.tasks.fc100 import _TEST, _VAL, FC100
 from efficientai_toolkit.tasks.image_folder import ImageFolder
-from efficientai_toolkit.tasks.images import ImageFamily, ImageSet
+from efficientai_toolkit.tasks.images import ImageFamily, ImageSet, decode
 from efficientai_toolkit.tasks.mini_imagenet import MiniImageNet
 from efficientai_toolkit.tasks.mnist import Mnist, read_idx
 from efficientai_toolkit.tasks.omniglot import Omniglot
@@ -141,7 +142,7 @@ def test_splits_and_parts_share_no_class():
     first, second = train.split_tasks(2 / 3)
     assert first.configs[0].task_params["part"] == pytest.approx([0, 1 / 3])
     assert classes_of_turned(first) | classes_of_turned(second) == classes_of_turned(train)
-    with pytest.raises(TaskSamplingError, match="2 classes asked for; expected 2 to 1"):
+    with pytest.raises(TaskSamplingError, match="has 1 of the data set's 12 classes, and a task needs at least 2"):
         marked(2, 2, part=second.configs[0].task_params["part"])
 
 
@@ -491,17 +492,40 @@ def test_image_folder(tmp_path):
     write_image(tmp_path / "kind 3" / "new.png", 77)  # the cache sees that the folder has changed
     assert len(ImageFolder(tmp_path).read().images) == 41
     (tmp_path / "kind 3" / "broken.png").write_bytes(b"\x89PNG, no longer")
-    with pytest.raises(DataError, match=r"broken\.png is not an image that can be read"):
+    with pytest.raises(DataError, match=r"broken\.png is damaged, or no image$"):
         ImageFolder(tmp_path).read()
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [(np.uint16, "png"), (np.uint16, "tiff"), (np.int32, "tiff")])
+def test_gray_of_16_bits_is_scaled_not_clipped(kind, suffix):
+    deep = np.linspace(0, 65535, 400).round().astype(kind).reshape(20, 20)
+    file = io.BytesIO()
+    Image.fromarray(deep).save(file, suffix)
+    for mode, channels in (("L", 1), ("RGB", 3)):
+        found = decode(file.getvalue(), "x.png", (20, 20), mode)
+        assert found.shape == (20, 20, channels)
+        np.testing.assert_allclose(found[..., 0], deep / 257, atol=0.5)
+
+
+def test_a_cut_image_is_named():
+    file = io.BytesIO()
+    Image.new("RGB", (50, 50)).save(file, "png")
+    with pytest.raises(DataError, match=r"^x\.png is damaged, or not an image that can be read \("):
+        decode(file.getvalue()[:60], "x.png", (8, 8), "L")
+
+
 def test_image_folder_with_splits_of_its_own(tmp_path):
-    for split, classes in (("train", 3), ("val", 2), ("test", 2)):
-        for c in range(classes):
+    for split, classes in (("train", range(3)), ("val", range(3, 5)), ("test", range(5, 7))):
+        for c in classes:
             write_image(tmp_path / "image_folder" / split / f"c{c}" / "0.png", 9)
     data = ImageFolder(tmp_path).read(8, "L")
-    assert data.names == ["train/c0", "train/c1", "train/c2", "val/c0", "val/c1", "test/c0", "test/c1"]
+    assert data.names == ["train/c0", "train/c1", "train/c2", "val/c3", "val/c4", "test/c5", "test/c6"]
     assert data.splits["val"].tolist() == [3, 4]
+    write_image(tmp_path / "image_folder" / "test" / "c3" / "0.png", 9)  # examples are split here, not classes
+    with pytest.raises(
+        DataError, match=r"image_folder: class 'c3' is in val/ and in test/, .* into one of train/, val/"
+    ):
+        ImageFolder(tmp_path).read(8, "L")
     with pytest.raises(DataNotFoundError, match="expected a folder for each class"):
         ImageFolder(tmp_path / "image_folder" / "train" / "c0").read()
 
@@ -531,12 +555,35 @@ def test_a_download_is_kept_only_whole_and_unchanged(tmp_path, monkeypatch, caps
     digest = "88d4266fd4e6338d13b845fcf289579d209c897823b9217da3e161936f031589"
     path = storage.fetch(tmp_path, "set/file", "https://example.org/file", sha256=digest, what="It")
     assert path.read_bytes() == b"abcd"
+    assert storage.fetch(tmp_path, "x", "https://example.org/x", md5=hashlib.md5(b"abcd").hexdigest(), what="It")
+    with pytest.raises(DataError, match="came damaged: MD5 e2fc714c4727ee9395f324cd2e7f331f, expected 0; nothing"):
+        storage.fetch(tmp_path, "y", "https://example.org/y", md5="0", what="It")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     path.parent.rename(tmp_path / "home" / "efficientai-toolkit")  # the cache is looked into, too
     found = storage.fetch(tmp_path, "file", "https://example.org/absent", what="It")
     assert found == tmp_path / "home" / "efficientai-toolkit" / "file"
     assert "downloading file: 0.0 of 0.0 MB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("family", "kind"), [(Omniglot, "MD5"), (CifarFS, "SHA-256")])
+def test_a_data_set_that_came_damaged_is_not_kept(tmp_path, monkeypatch, family, kind):
+    class Response(io.BytesIO):
+        headers = {}  # noqa: RUF012
+
+    if family is CifarFS:
+        monkeypatch.setattr("efficientai_toolkit.tasks.cifar_fs.read_cifar100", lambda _: {"fine_names": np.array([])})
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Response(b"not it"))
+    with pytest.raises(DataError, match=rf"has changed, or came damaged: {kind} \w+, expected \w+; nothing was kept"):
+        family(tmp_path).read()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_published_lists_have_the_checksums(data_dir):
+    for split, digest in _SPLIT_SHA256.items():
+        path = data_dir / "cifar-fs" / f"{split}.txt"
+        if path.is_file():
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
 
 
 def test_damaged_omniglot(tmp_path):

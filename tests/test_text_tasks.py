@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import mlx.core as mx
 import numpy as np
@@ -161,6 +162,16 @@ def test_json_lines_and_plain_lines():
     assert [row.text for row in parse_examples(b"a\n\nb, c\n", "-", "", labelled=False)] == ["a", "b, c"]
 
 
+def test_a_line_ends_at_a_line_break_alone():
+    data = "a\u2028b\x0bc\r\nd\x85e\x0cf\rg\x1ch\u2029i\n".encode()
+    rows = parse_examples(data, "-", "", labelled=False)
+    assert [(row.line, row.text) for row in rows] == [(1, "a\u2028b\x0bc"), (2, "d\x85e\x0cf"), (3, "g\x1ch\u2029i")]
+    rows = parse_examples('{"text": "a\u2028b", "label": "x"}\r{"text": "c", "label": "y"}\r\n'.encode(), "-", ".jsonl")
+    assert [(row.line, row.text) for row in rows] == [(1, "a\u2028b"), (2, "c")]
+    (whole,) = parse_examples(rb'{"text": "\ud83d\ude00"}', "-", ".jsonl", labelled=False)
+    assert whole.text == "\U0001f600"
+
+
 @pytest.mark.parametrize(
     ("data", "kind", "said"),
     [
@@ -177,6 +188,13 @@ def test_json_lines_and_plain_lines():
         (b'{"text": "a", "lable": "x"}\n', ".jsonl", r"line 1: unknown key 'lable'; did you mean 'label'"),
         (b'{"text": 3, "label": "x"}\n', ".jsonl", r"line 1: text is 3, not a string"),
         (b'{"label": "x"}\n', ".jsonl", r"line 1: the text is empty"),
+        (
+            rb"""{"text": "a", "label": "x"}
+{"text": "b \ud800", "label": "x"}
+{"text": "c", "label": "y\udfff"}""",
+            ".jsonl",
+            r"line 2: \\ud800 is half of a surrogate pair.*; line 3: \\udfff is half of",
+        ),
         (b"a\tb", ".docx", r"are \.csv, \.tsv or \.jsonl"),
     ],
 )
@@ -226,6 +244,14 @@ def test_a_folder_of_texts(source, tmp_path):
     config = TaskConfig("t", "text_folder", 2, task_params=params)
     data = TaskDistribution([config], families={"text_folder": TextFolder(tmp_path)})
     assert data.batch_at(0, 1)[0].query_x.shape[:2] == (1, 4)
+    for split, label in (("train", "garden"), ("val", "pets"), ("test", "garden")):
+        (tmp_path / "text_folder" / split / label).mkdir(parents=True)
+        (tmp_path / "text_folder" / split / label / "0.txt").write_text("a")
+    with pytest.raises(DataError, match=r"text_folder: class 'garden' is in train/ and in test/, and few-shot"):
+        TextFolder(tmp_path).corpus()
+    (tmp_path / "text_folder" / "test" / "garden").rename(tmp_path / "text_folder" / "test" / "bike")
+    assert TextFolder(tmp_path).corpus().names == ["train/garden", "val/pets", "test/bike"]
+    shutil.rmtree(tmp_path / "text_folder")
     (tmp_path / "garden" / "0.txt").write_text(" ")
     with pytest.raises(DataError, match=r"garden.0\.txt is empty"):
         TextFolder(tmp_path).corpus()

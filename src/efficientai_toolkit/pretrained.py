@@ -80,6 +80,11 @@ def is_language_model(folder: Path) -> bool:
     return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
+def backbone_of(source: str) -> str:
+    """What reads the model `source`: "language_model" for a causal one, else "encoder"."""
+    return "language_model" if is_language_model(resolve(source)) else "encoder"
+
+
 def _end_of_text(folder: Path, config: dict[str, Any]) -> int:
     """The token that ends a text, which pads where a model has no padding token of its own."""
     token = config.get("eos_token_id")
@@ -150,7 +155,7 @@ def load_tokenizer(source: str | Path, *, max_length: int | None = None) -> Text
     if pad_id is None:
         pad_id = _end_of_text(folder, config) if is_language_model(folder) else 0
     reserved = pad_id + 1 if config.get("model_type") == "roberta" else 0
-    limit = config.get("max_position_embeddings", 512) - reserved
+    limit = config.get("max_position_embeddings", config.get("n_positions", 512)) - reserved  # the latter in GPT-2
     trained = folder / "sentence_bert_config.json"
     if trained.is_file():
         limit = min(limit, read_json(trained).get("max_seq_length") or limit)

@@ -1,10 +1,14 @@
-"""The frozen part of an encoder below its first adapted layer, computed once per example and reused."""
+"""The frozen part of an encoder or language model below its first adapted layer, computed once per example."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import logging
 import os
 import re
+import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,23 +18,33 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ..errors import ModelError, OutputError
+from ..errors import ModelError
 from .bert import Encoder
+from .language_model import LanguageModel
+
+Cacheable = (Encoder, LanguageModel)
+_KEEP = 0.75  # of the disk's share, once it is full
 
 
-def frozen_layers(model: Encoder) -> int:
-    """How many layers lie below everything that is trained or adapted; 0 where the embeddings are."""
-    lowest = len(model.layers)
+def frozen_layers(model: Encoder | LanguageModel) -> int:
+    """How many layers lie below everything that is trained or adapted; 0 where the embeddings are.
+
+    Of a language model at most all but the last; 0 where going on from the middle is not exact for it, or where
+    something is trained that is in no block (a final norm, say).
+    """
+    causal = isinstance(model, LanguageModel)
+    stack = f"lm.{model.body_path}.{model.stack}".replace("..", ".") if causal else "layers"
+    lowest = len(model.layers) - causal
     flat: Any = tree_flatten(model.trainable_parameters())
     busy = [path for path, _ in flat if not path.startswith("head.")]
     busy += [path for path, module in model.named_modules() if getattr(module, "active", ())]
     for path in busy:
-        layer = re.match(r"layers\.(\d+)\.", f"{path}.")
+        layer = re.match(rf"{re.escape(stack)}\.(\d+)\.", f"{path}.")
         if layer:
             lowest = min(lowest, int(layer[1]))
-        elif path.startswith("embeddings"):
+        elif path.startswith("lm." if causal else "embeddings") and not (causal and model.is_output(path)):
             return 0
-    return lowest
+    return 0 if causal and lowest and not model.can_resume(lowest) else lowest
 
 
 class FrozenPrefix:
@@ -41,10 +55,13 @@ class FrozenPrefix:
     hidden states of pads come back as zeros, which the mask keeps out.
 
     Args:
-        model: an adapted encoder; `model.resumes_at` is set.
+        model: an adapted encoder or language model; `model.resumes_at` is set.
         folder: keep the hidden states on disk too, in a subfolder named after the frozen weights, so that another
-            model never reads them.
+            model never reads them. Processes may share it. Where it cannot be written, memory alone is used, and a
+            warning says so. It may be deleted at any time.
         max_bytes: of memory; the least recently used go first.
+        max_disk_bytes: of `folder`, over all models; the oldest files go first. Looked at when this process first
+            writes there, and again whenever it has written an eighth of that: a little more may lie there meanwhile.
 
     Raises:
         ModelError: the first layer or the embeddings are trained: nothing is frozen below.
@@ -53,19 +70,28 @@ class FrozenPrefix:
     >>> episodes = prefix.episodes(tasks.sample_batch(4))
     """
 
-    def __init__(self, model: Encoder, folder: str | Path | None = None, *, max_bytes: int = 2**31):
+    def __init__(
+        self,
+        model: Encoder | LanguageModel,
+        folder: str | Path | None = None,
+        *,
+        max_bytes: int = 2**31,
+        max_disk_bytes: int = 2**31,
+    ):
         self.layers = frozen_layers(model)
         if not self.layers:
             raise ModelError(
                 "nothing is frozen below the first adapted layer; adapt upper layers only, as 'layers.[45].*'"
             )
         model.resumes_at = self.layers
-        self.model, self.max_bytes = model, max_bytes
+        self.model, self.max_bytes, self.max_disk_bytes = model, max_bytes, max_disk_bytes
         self.computed = 0
         self._rows: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._bytes = 0
         self._weights = self._frozen()
+        self._root = None if folder is None else Path(folder)
         self._folder = None if folder is None else Path(folder) / self._fingerprint()
+        self._writable = True
 
     def __call__(self, ids: mx.array) -> mx.array:
         if self._frozen() != self._weights:
@@ -131,22 +157,36 @@ class FrozenPrefix:
         return True
 
     def _write(self, key: bytes) -> None:
-        if self._folder is None:
+        if self._root is None or not self._writable:
             return
-        file = self._file(key)
-        part = file.with_suffix(f".{os.getpid()}.part.npy")
+        file, part = self._file(key), None
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(part, self._rows[key])
+            handle, part = tempfile.mkstemp(dir=file.parent, suffix=".npy")
+            with os.fdopen(handle, "wb") as opened:
+                np.save(opened, self._rows[key])
             os.replace(part, file)
         except OSError as error:
-            raise OutputError(f"{file} cannot be written: {error}") from error
+            if part:
+                Path(part).unlink(missing_ok=True)
+            if part and isinstance(error, FileNotFoundError):
+                return  # the folder was cleared meanwhile; the next file makes it again
+            self._writable = False
+            _warn_unwritable(self._root, error.strerror)
+            return
+        written = _written.get(str(self._root), self.max_disk_bytes) + self._rows[key].nbytes
+        if written > self.max_disk_bytes // 8:
+            _trim_folder(self._root, self.max_disk_bytes)
+            written = 0
+        _written[str(self._root)] = written
 
     def _frozen(self) -> dict[str, int]:
         """The identity of every frozen array below; MLX never changes an array in place."""
         return {path: id(array) for path, array in self._below()}
 
     def _below(self) -> list[tuple[str, mx.array]]:
+        if isinstance(self.model, LanguageModel):
+            return self.model.below(self.layers)
         flat: Any = tree_flatten(
             {
                 "embeddings": self.model.embeddings.parameters(),
@@ -157,8 +197,46 @@ class FrozenPrefix:
 
     def _fingerprint(self) -> str:
         """Names the frozen weights, the configuration, and the number of layers."""
-        digest = hashlib.sha256(repr((self.model.config, self.layers)).encode())
+        described = (self.model.config, self.layers)
+        if isinstance(self.model, LanguageModel):
+            described = (*described, type(self.model.lm).__module__, getattr(self.model.lm, "args", None))
+        digest = hashlib.sha256(repr(described).encode())
         for path, array in self._below():
             digest.update(path.encode() + repr(array.shape).encode())
-            digest.update(np.array(array.astype(mx.float32)).tobytes())
+            packed = mx.issubdtype(array.dtype, mx.integer)  # quantised: float32 would not hold all bits
+            digest.update(np.array(array if packed else array.astype(mx.float32)).tobytes())
         return digest.hexdigest()[:32]
+
+
+_written: dict[str, int] = {}  # folder → bytes that this process wrote there since it last looked at all of it
+
+
+@functools.cache  # once a process and folder
+def _warn_unwritable(folder: Path, reason: str | None) -> None:
+    logging.getLogger(__name__).warning(
+        "hidden states cannot be kept in %s (%s), so they are kept in memory alone; XDG_CACHE_HOME names another place",
+        folder,
+        reason,
+    )
+
+
+def _trim_folder(folder: Path, limit: int) -> None:
+    """Delete the oldest files of `folder` until `_KEEP` of `limit` is left, where it holds more than `limit`.
+
+    Other processes may write and delete there at the same time: what is gone already does not matter.
+    """
+    files = []
+    for parent, _, names in os.walk(folder):
+        for file in (Path(parent, name) for name in names if name.endswith(".npy")):
+            with contextlib.suppress(OSError):
+                about = file.stat()
+                files.append((about.st_mtime, about.st_size, file))
+    total = sum(size for _, size, _ in files)
+    if total <= limit:
+        return
+    for _, size, file in sorted(files):
+        with contextlib.suppress(OSError):
+            file.unlink()
+        total -= size
+        if total <= _KEEP * limit:
+            return

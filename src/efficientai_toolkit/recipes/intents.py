@@ -15,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..backbones.bert import Encoder
-from ..backbones.frozen_prefix import FrozenPrefix, frozen_layers
+from ..backbones.frozen_prefix import Cacheable, FrozenPrefix, frozen_layers
 from ..nn.functional import functional, trainable
 from ..runs.adapted import threshold_between, widen_head
 from ..tasks.base import TaskConfig
@@ -131,9 +131,9 @@ def encode_ids(model: Encoder, ids: np.ndarray, pad_id: int) -> np.ndarray:
 
 
 def prefix_of(model: nn.Module) -> Callable[[mx.array], mx.array]:
-    """The cache of an encoder's frozen layers, or the identity where none is frozen below the adapters."""
-    layers = frozen_layers(model) if isinstance(model, Encoder) else 0
-    if not isinstance(model, Encoder) or not layers or layers == len(model.layers):  # all frozen: nothing runs twice
+    """The cache of an encoder's or language model's frozen layers, or the identity where there is nothing to keep."""
+    layers = frozen_layers(model) if isinstance(model, Cacheable) else 0
+    if not isinstance(model, Cacheable) or not layers or layers == len(model.layers):  # all frozen: nothing runs twice
         return lambda ids: ids
     return FrozenPrefix(model, user_cache() / "prefix")
 

@@ -14,7 +14,15 @@ from .unpickling import plain_pickle
 
 _URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 _SHA256 = "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"
-_SPLIT_URL = "https://raw.githubusercontent.com/ArnoutDevos/maml-cifar-fs/master/data/CIFARFS/cifar-fs-splits/{}"
+_SPLIT_URL = (
+    "https://raw.githubusercontent.com/ArnoutDevos/maml-cifar-fs/56b8dfd367d916d1f5b8ec53ae6c9e747232dc71/"
+    "data/CIFARFS/cifar-fs-splits/{}"
+)
+_SPLIT_SHA256 = {
+    "train": "08d41acf21db7203341442e96b2226276217e379bbf809af34849506af1a8c5e",
+    "val": "e9ca1bb0404d6f804eb4df42923187eb07052a0c2f87820342b0da1f8c940278",
+    "test": "3720c9d858fa547dbf71ca80ede1f94a803279cfdedd3f7a9b9d3beb4ce5c020",
+}
 _FOLDER, _MEMBERS = "cifar-100-python", ("train", "test", "meta")
 
 
@@ -30,9 +38,9 @@ class CifarFS(ImageFamily):
         arrays = read_cifar100(self.root)
         names = arrays["fine_names"].tolist()
         splits = {}
-        for split in ("train", "val", "test"):
+        for split, digest in _SPLIT_SHA256.items():
             url = _SPLIT_URL.format(f"{split}.txt")
-            path = fetch(self.root, f"cifar-fs/{split}.txt", url, what="the list of CIFAR-FS classes")
+            path = fetch(self.root, f"cifar-fs/{split}.txt", url, sha256=digest, what="the list of CIFAR-FS classes")
             wanted = path.read_text("utf-8", "replace").split()
             if unknown := [name for name in wanted if name not in names]:
                 raise DataError(f"{path}: {unknown[0]!r} is no class of CIFAR-100")

@@ -8,19 +8,19 @@ import numpy as np
 
 from ..errors import DataError, DataNotFoundError, TaskSamplingError
 from .base import TaskConfig, where
+from .folders import Classes, class_folders
 from .images import ImageFamily, ImageSet, decode, shuffled
 from .storage import cached
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-_SPLITS = ("train", "val", "test")
 
 
 class ImageFolder(ImageFamily):
     """Images in a tree `CLASS/….png`, of any size and in any common format.
 
     The tree is the folder `image_folder/` of the data folder, or the data folder itself. Where its folders are
-    `train/`, `val/` and `test/`, each holds its split's classes; otherwise the classes are split 64 / 16 / 20 in
-    a fixed random order.
+    `train/`, `val/` and `test/`, each holds its split's classes, none of them another's too; otherwise the classes
+    are split 64 / 16 / 20 in a fixed random order.
 
     Settings (`task_params`), besides those of `ImageFamily`:
         image_size: height and width that images are resized to; 84.
@@ -39,14 +39,13 @@ class ImageFolder(ImageFamily):
 
     def read(self, size: int = 84, mode: str = "RGB") -> ImageSet:
         root = self.root / "image_folder" if (self.root / "image_folder").is_dir() else self.root
-        ready = all((root / split).is_dir() for split in _SPLITS)
-        tree = {split: _classes(root / split) for split in _SPLITS} if ready else {"": _classes(root)}
+        tree = class_folders(root, _classes)
         names, files, splits = [], [], {}
         for split, classes in tree.items():
             splits[split] = len(names) + np.arange(len(classes))
             names += [f"{split}/{name}" if split else name for name in classes]
             files += classes.values()
-        if not ready:
+        if "" in tree:
             order, a, b = shuffled(len(names), "image_folder"), round(0.64 * len(names)), round(0.8 * len(names))
             splits = {"train": order[:a], "val": order[a:b], "test": order[b:]}
         paths = [path for each in files for path in each]
@@ -54,7 +53,7 @@ class ImageFolder(ImageFamily):
         return ImageSet(images, np.cumsum([0, *map(len, files)]), names, splits)
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
+def _classes(folder: Path) -> Classes:
     classes = {
         child.name: files
         for child in sorted(folder.iterdir())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,17 +63,35 @@ class ImageFamily(ClassFamily):
 
 
 def decode(data: bytes, name: str, size: tuple[int, int], mode: str) -> np.ndarray:
-    """An image file as (H, W, C) uint8, resized with Lanczos' anti-aliasing filter; `mode` is "L" or "RGB"."""
+    """An image file as (H, W, C) uint8, resized with Lanczos' anti-aliasing filter; `mode` is "L" or "RGB".
+
+    Gray of 16 bits is scaled to 8.
+
+    Raises:
+        DataError: the file, called `name`, is damaged or no image.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image = image.convert(mode)
+            image = _eight_bits(image).convert(mode)
             if image.size != (size[1], size[0]):
                 image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
             return np.asarray(image, np.uint8).reshape(*size, -1)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} is not an image that can be read ({error})") from None
+    except UnidentifiedImageError:  # whose text names the buffer, not the file
+        raise DataError(f"{name} is damaged, or no image") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} is damaged, or not an image that can be read ({error})") from None
+
+
+def _eight_bits(image: Any) -> Any:
+    """A gray image of 16 bits (modes I;16 and I) as one of 8, scaled: `convert` would clip it to white."""
+    if not image.mode.startswith("I"):
+        return image
+    gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+    from PIL import Image
+
+    return Image.fromarray(((gray + 128) // 257).astype(np.uint8))
 
 
 __all__ = ["ImageFamily", "ImageSet", "decode", "shuffled"]

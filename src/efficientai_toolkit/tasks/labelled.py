@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ def parse_examples(data: bytes, name: str, kind: str, *, labelled: bool = True) 
     elif labelled:
         raise DataError(f"{name}: files of texts and labels are .csv, .tsv or .jsonl")
     else:
-        rows = (Example(i, line, None) for i, line in enumerate(text.splitlines(), 1) if line.strip())
+        rows = (Example(i, line, None) for i, line in enumerate(lines_of(text), 1) if line.strip())
     examples = []
     for row in rows:
         if not row.text.strip():
@@ -84,6 +85,11 @@ def decoded(data: bytes, name: str) -> str:
         raise DataError(
             f"{name}, line {line}: not UTF-8 text (byte 0x{data[error.start]:02x}); save it as UTF-8"
         ) from None
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of `text`, which end at LF, CRLF or CR alone: other separators may stand within a text."""
+    return re.split(r"\r\n|\n|\r", text)
 
 
 def fail(faults: list[str], name: str) -> None:
@@ -143,13 +149,17 @@ def _check_header(header: list[str], name: str, labelled: bool) -> None:
 
 
 def json_lines(text: str, faults: list[str]) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each line that is not blank; those that are not JSON go to `faults`."""
-    for number, line in enumerate(text.split("\n"), 1):
+    """(number, value) of each line that is not blank; those that are not JSON of whole characters go to `faults`."""
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])[1:-1]
+            faults.append(f"line {number}: {half} is half of a surrogate pair, which is no character; remove it")
+        except (ValueError, RecursionError) as error:
             faults.append(f"line {number}: not valid JSON ({error})")
         else:
             yield number, value

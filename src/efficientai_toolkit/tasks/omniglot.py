@@ -14,6 +14,10 @@ from .storage import cached, fetch
 
 _URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{}"
 _PARTS = {"images_background": (30, 964), "images_evaluation": (20, 659)}  # alphabets, characters
+_MD5 = {  # of Lake's archives, as torchvision has them
+    "images_background": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
+}
 _DRAWINGS = 20  # of each character
 PARTITIONS = ("standard", "alphabet")
 
@@ -28,7 +32,8 @@ class Omniglot(ImageFamily):
             own and validation 5 of the other 30.
 
     The data is `omniglot/images_background.zip` and `omniglot/images_evaluation.zip` of the data folder,
-    downloaded where absent. They are checked by what is in them, since re-packed copies have other checksums.
+    downloaded where absent. A download is checked by its MD5; files of one's own are checked by what is in them,
+    since re-packed copies have other checksums.
     """
 
     known_params = ImageFamily.known_params | {"partition"}
@@ -38,7 +43,9 @@ class Omniglot(ImageFamily):
         return (PARTITIONS[max(choice(config, "partition", PARTITIONS), 0)],)
 
     def read(self, partition: str = "standard") -> ImageSet:
-        paths = [fetch(self.root, f"omniglot/{p}.zip", _URL.format(f"{p}.zip"), what="Omniglot") for p in _PARTS]
+        paths = [
+            fetch(self.root, f"omniglot/{p}.zip", _URL.format(f"{p}.zip"), md5=_MD5[p], what="Omniglot") for p in _PARTS
+        ]
         arrays = cached("omniglot", paths, lambda: _decode_all(paths))
         names = [str(name) for name in arrays["names"]]
         starts = np.arange(len(names) + 1) * _DRAWINGS

@@ -37,11 +37,18 @@ def data_root(data_dir: str | Path | None = None) -> Path:
     return root
 
 
-def fetch(root: Path, name: str, url: str, *, sha256: str | None = None, what: str) -> Path:
+def fetch(root: Path, name: str, url: str, *, sha256: str | None = None, md5: str | None = None, what: str) -> Path:
     """The file `name` below `root` or the user's cache; where it is in neither, downloaded from `url` to `root`.
 
-    Progress goes to stderr. `what` names the data set in errors.
+    Progress goes to stderr. A file that is there already is taken as it is.
+
+    Args:
+        root, name, url: see above.
+        sha256: of what is downloaded; something else is not kept.
+        md5: the same, where nothing better was published: against damage, not against malice.
+        what: names the data set in errors.
     """
+    kind, expected = ("MD5", md5) if md5 else ("SHA-256", sha256)
     path = root / name
     for place in (path, user_cache() / name):
         if place.is_file():
@@ -53,9 +60,11 @@ def fetch(root: Path, name: str, url: str, *, sha256: str | None = None, what: s
         raise OutputError(f"{what} is not at {path} and cannot be downloaded there: {error.strerror}") from None
     try:
         with os.fdopen(handle, "wb") as file:
-            found = _download(url, file, path.name)
-        if sha256 and found != sha256:
-            raise DataError(f"{url} has changed: SHA-256 {found}, expected {sha256}; nothing was kept")
+            found = _download(url, file, path.name, kind)
+        if expected and found != expected:
+            raise DataError(
+                f"{url} has changed, or came damaged: {kind} {found}, expected {expected}; nothing was kept"
+            )
         os.replace(temporary, path)
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
@@ -70,8 +79,9 @@ def fetch(root: Path, name: str, url: str, *, sha256: str | None = None, what: s
     return path
 
 
-def _download(url: str, file, name: str) -> str:
-    digest, done, shown = hashlib.sha256(), 0, -1
+def _download(url: str, file, name: str, kind: str) -> str:
+    digest = hashlib.new(kind.replace("-", "").lower(), usedforsecurity=kind != "MD5")
+    done, shown = 0, -1
     with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
         size = int(response.headers.get("Content-Length") or 0)
         while chunk := response.read(1 << 18):

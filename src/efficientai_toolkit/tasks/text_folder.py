@@ -7,25 +7,24 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, DataNotFoundError
+from .folders import Classes, class_folders
 from .text import Corpus, TextFamily, split_classes
-
-_SPLITS = ("train", "val", "test")
 
 
 class TextFolder(TextFamily):
     """Texts in a tree `CLASS/….txt`, one text a file.
 
     The tree is the folder `text_folder/` of the data folder, or the data folder itself. Where its folders are
-    `train/`, `val/` and `test/`, each holds its split's classes; otherwise the classes are split 60 / 20 / 20 in a
-    fixed random order. (Texts in one file of `text,label` are read by the family `intents`.)
+    `train/`, `val/` and `test/`, each holds its split's classes, none of them another's too; otherwise the classes
+    are split 60 / 20 / 20 in a fixed random order. (Texts in one file of `text,label` are read by the family
+    `intents`.)
     """
 
     max_length = 128
 
     def corpus(self) -> Corpus:
         root = self.root / "text_folder" if (self.root / "text_folder").is_dir() else self.root
-        ready = all((root / split).is_dir() for split in _SPLITS)
-        tree = {split: _classes(root / split) for split in _SPLITS} if ready else {"": _classes(root)}
+        tree = class_folders(root, _classes)
         names, texts, labels, splits = [], [], [], {}
         for split, classes in tree.items():
             splits[split] = len(names) + np.arange(len(classes))
@@ -33,12 +32,12 @@ class TextFolder(TextFamily):
                 labels += [len(names)] * len(files)
                 names.append(f"{split}/{name}" if split else name)
                 texts += map(_text, files)
-        if not ready:
+        if "" in tree:
             splits = split_classes(len(names), "text_folder")
         return Corpus(texts, np.array(labels), names, splits, [""] * len(names))
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
+def _classes(folder: Path) -> Classes:
     classes = {
         child.name: files
         for child in sorted(folder.iterdir())
