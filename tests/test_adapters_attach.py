@@ -19,10 +19,10 @@ from efficientai_toolkit.adapters import (
     merge,
     quantization_loss,
 )
-from efficientai_toolkit.adapters.attach import slots
+from efficientai_toolkit.adapters.attach import flat_parameters, slots
 from efficientai_toolkit.adapters.lora import LoRAConfig, RsLoRAConfig
 from efficientai_toolkit.errors import AdapterError
-from efficientai_toolkit.nn.functional import functional, trainable, update
+from efficientai_toolkit.nn.functional import clone, functional, trainable, update
 
 
 def with_noise(model, seed=5, size=0.1):
@@ -116,6 +116,53 @@ def test_train_head_adds_exactly_the_head():
         attach(quantized_decoder()[0], LoRAConfig(rank=2), train_head=True)
 
 
+def test_a_trained_head_is_its_adapter_s_own():
+    model, x = mlp()
+    x, plain = x[0], mlp()[0](x[0])
+    before = flat_parameters(model)
+    attach(model, LoRAConfig(rank=2), name="a", train_head=True)
+    with_noise(model, 1)
+    a, head_a = model(x), model.head.weight
+    attach(model, LoRAConfig(rank=2), name="b", train_head=True)
+    assert mx.array_equal(model.head.weight, before["head.weight"])  # not where a left it
+    with_noise(model, 2)
+    b = model(x)
+    attach(model, adapter_config("bitfit"), name="c")
+    assert mx.array_equal(model(x), plain)
+    for name, expected in (("a", a), ("b", b), (None, plain), ("c", plain), ("a", a)):
+        assert mx.array_equal(activate(model, name)(x), expected)
+    assert mx.array_equal(adapter_state(model, "b")["head.weight"], adapter_state(clone(model), "b")["head.weight"])
+    assert mx.array_equal(activate(clone(model), "b")(x), b)
+    activate(model, {"a": 0.25, "b": 0.75})
+    deltas = [adapter_state(model, n)["head.weight"] - before["head.weight"] for n in "ab"]
+    assert mx.allclose(model.head.weight, before["head.weight"] + 0.25 * deltas[0] + 0.75 * deltas[1], atol=1e-6)
+    assert not any(path.startswith("head.") for path in trainable(model))
+    assert mx.array_equal(activate(model, "a").head.weight, head_a)
+    assert {"head.base.weight", "head.base.bias"} <= trainable(model).keys()  # c has a slot around it
+    detach(model, "a")
+    assert mx.array_equal(model(x), plain)
+    assert mx.array_equal(activate(model, "b")(x), b)
+    detach(model)
+    after = flat_parameters(model)
+    assert all(mx.array_equal(after[path], before[path]) for path in before)
+    assert trainable(model).keys() == before.keys()
+
+
+def test_a_head_of_an_inactive_adapter_is_written_and_merged_ones_stay():
+    model, x = mlp()
+    attach(model, LoRAConfig(rank=2), name="a", train_head=True)
+    with_noise(model, 1)
+    state, expected = adapter_state(model, "a"), model(x[0])
+    other, _ = mlp()
+    attach(other, LoRAConfig(rank=2), name="a", train_head=True)
+    attach(other, LoRAConfig(rank=3), name="b", train_head=True)
+    other_b = with_noise(other, 2)(x[0])
+    load_adapter_state(other, state, "a")
+    assert mx.array_equal(other(x[0]), other_b)
+    assert mx.array_equal(activate(other, "a")(x[0]), expected)
+    assert mx.allclose(merge(other)(x[0]), expected, atol=1e-5)
+
+
 def test_several_adapters_switch_and_combine_by_weight():
     model, x = decoder()
     x = x[0]
@@ -182,8 +229,48 @@ def test_options_are_checked():
         adapter_config("lora", rnk=3)
     with pytest.raises(AdapterError, match="no adapter method 'lra'; did you mean 'lora'"):
         adapter_config("lra")
-    with pytest.raises(AdapterError, match="rank must be at least 1"):
+    with pytest.raises(AdapterError, match="LoRAConfig: rank should be greater than or equal to 1, given 0"):
         LoRAConfig(rank=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value", "said"),
+    [
+        ("lora", "alpha", "abc", "should be a valid number"),
+        ("lora", "alpha", None, "should be a valid number"),
+        ("lora", "alpha", float("inf"), "should be a finite number"),
+        ("lora", "rank", 2.5, "should be a valid integer"),
+        ("lora", "dropout", 1.0, "should be less than 1"),
+        ("lora", "learning_rate", "x", "should be a valid number"),
+        ("lora", "learning_rate", 0.0, "should be greater than 0"),
+        ("dora", "rank", 0, "should be greater than or equal to 1"),
+        ("adalora", "interval", 0, "should be greater than or equal to 1"),
+        ("adalora", "target_rank", 13, "target_rank must be at most rank"),
+        ("vera", "d_initial", "x", "should be a valid number"),
+        ("houlsby", "bottleneck", 2.5, "should be a valid integer"),
+        ("houlsby", "scale", "x", "should be a valid number"),
+        ("houlsby", "activation", "sine", "activation must be one of"),
+        ("compacter", "divisor", 0, "should be greater than or equal to 1"),
+        ("prefix", "length", 2.5, "should be a valid integer"),
+        ("p_tuning", "hidden", -1, "should be greater than or equal to 1"),
+        ("bitfit", "learning_rate", -1, "should be greater than 0"),
+        ("ia3", "feedforward", 3, "should be a valid tuple"),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_would_be_right(method, option, value, said):
+    with pytest.raises(AdapterError, match=f"{option}.*{said}|{said}.*{option}"):
+        adapter_config(method, **{option: value})
+
+
+def test_options_from_a_file_take_their_types():
+    config = adapter_config("ia3", feedforward=["down_proj"], learning_rate=1)
+    assert (config.feedforward, config.learning_rate) == (("down_proj",), 1.0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("targets", [[], (), [""], "", [3], 3])
+def test_targets_that_are_none_are_refused(targets):
+    with pytest.raises(AdapterError, match=r"target_modules is .*; expected paths, globs or kinds"):
+        attach(mlp()[0], LoRAConfig(rank=2), targets)
 
 
 def test_state_round_trips_and_says_what_does_not_fit():

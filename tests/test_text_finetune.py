@@ -99,6 +99,43 @@ def test_finetune_from_the_command_line(encoder, dataset, tmp_path):
     assert "Fine-tuned on 160 texts of 8 labels" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--learning-rate", "0", "learning_rate is 0.0; expected a positive number"),
+        ("--learning-rate", "-1", "learning_rate is -1.0; expected a positive number"),
+        ("--learning-rate", "nan", "learning_rate is nan; expected a positive number"),
+        ("--max-length", "0", "max_length is 0; expected at least 3 tokens"),
+        ("--max-length", "-3", "max_length is -3; expected at least 3 tokens"),
+        ("--max-length", "2", "max_length is 2; expected at least 3 tokens"),
+        ("--epochs", "0", "epochs is 0"),
+        ("--shots", "0", "shots is 0; expected at least 1 text of each class"),
+        ("--shots", "1,21", "has 20 training texts, fewer than 21"),
+    ],
+)
+@pytest.mark.parametrize("completions", [False, True])
+def test_a_setting_that_cannot_be_is_said_before_anything_is_trained(
+    encoder, dataset, tmp_path, flag, value, said, completions
+):
+    if completions and flag == "--shots":
+        said = "--shots is for texts with labels"
+    more = ["--completions"] if completions else ["--test", dataset]
+    arguments = ["finetune", "--data", dataset, "--model", encoder, "-o", tmp_path / "mine", *more, flag, value]
+    done = CliRunner().invoke(app, [*map(str, arguments), "--data-dir", str(tmp_path)])
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_given_learning_rate_is_the_one_that_trains(encoder, dataset):
+    task = read_task(str(dataset), dataset, dataset.parent)
+    options = {"source": str(encoder), "epochs": 1, "max_length": 16, "measure_each": False}
+    tiny = finetune(task, "lora", learning_rate=1e-12, **options).adapted.fast
+    assert all(mx.abs(a).max() < 1e-6 for path, a in tiny.items() if path.endswith("lora_b"))
+    with pytest.raises(ConfigurationError, match="belong to an adapter"):
+        finetune(task, None, target_modules=["query"], **options)
+
+
 # --- exchange ----------------------------------------------------------------------------------------------------
 
 
@@ -112,11 +149,10 @@ def adapted(encoder, dataset, tmp_path_factory):
     return folder / "mine", texts, mine
 
 
-@pytest.mark.parametrize("format", ["peft", "mlx-lm"])
-def test_an_adapter_goes_out_and_comes_back(adapted, encoder, tmp_path, format):
+def test_an_adapter_goes_out_and_comes_back(adapted, encoder, tmp_path):
     folder, texts, mine = adapted
-    export_adapter(folder, format, tmp_path / "there")
-    read = import_adapter(tmp_path / "there", format, str(encoder), tmp_path / "back.npz")
+    export_adapter(folder, "peft", tmp_path / "there")
+    read = import_adapter(tmp_path / "there", "peft", str(encoder), tmp_path / "back.npz")
     assert read == {"method": "lora", "parameters": 2 * 2 * (32 + 32)}
     again = adapt_checkpoint(tmp_path / "back.npz", texts, [label for label in THINGS for _ in range(2)])
     np.testing.assert_allclose(np.array(again.outputs(texts)), np.array(mine.outputs(texts)), atol=1e-4)
@@ -137,10 +173,10 @@ def test_exchange_from_the_command_line_and_its_mistakes(adapted, encoder, tmp_p
     def run(*arguments):
         return CliRunner().invoke(app, [str(a) for a in arguments])
 
-    done = run("export", "--adapter", folder, "--output", tmp_path / "out", "--format", "mlx-lm")
+    done = run("export", "--adapter", folder, "--output", tmp_path / "out", "--format", "peft")
     assert done.exit_code == 0
-    assert "adapters.safetensors" in done.stdout
-    done = run("import", "-i", tmp_path / "out", "--base", encoder, "-o", tmp_path / "x.npz", "--format", "mlx-lm")
+    assert "adapter_model.safetensors" in done.stdout
+    done = run("import", "-i", tmp_path / "out", "--base", encoder, "-o", tmp_path / "x.npz", "--format", "peft")
     assert "lora, 256 parameters" in done.stdout
     done = run("fuse", "--adapter", folder, "--output", tmp_path / "whole")
     assert done.exit_code == 0
@@ -308,7 +344,7 @@ def test_texts_alike_in_length_go_together_and_train_the_same(encoder, dataset, 
 def test_every_row_of_the_table_can_be_configured_and_shown():
     assert len({row.name for row in TABLE.rows}) == len(TABLE.rows)
     for row in TABLE.rows:
-        if row.config["kind"] in ("protonet", "reptile", "fomaml"):
+        if row.config["kind"] in rows.META:
             config = rows.training(row.config, seed=3)
             assert config.meta_learning.seed == 3
             assert config.task_distribution.task_params.get("split_seed") == row.config.get("split_seed")
@@ -328,7 +364,7 @@ def test_every_row_of_the_table_can_be_configured_and_shown():
     assert "90.0" not in text.split(rows.ABOUT_DIVISIONS)[0]
 
 
-@pytest.mark.parametrize("kind", ["prototypes", "logistic", "finetune", "protonet", "reptile"])
+@pytest.mark.parametrize("kind", ["prototypes", "logistic", "finetune", "protonet", "reptile", "proto_maml"])
 def test_a_row_is_made_once_and_taken_from_its_record(encoder, dataset, tmp_path, monkeypatch, kind):
     adapter = {"method": "lora", "target_modules": ["layers.2.attention.q_proj"], "rank": 2}
     monkeypatch.setattr(rows, "SOURCE", str(encoder))
@@ -346,7 +382,7 @@ def test_a_row_is_made_once_and_taken_from_its_record(encoder, dataset, tmp_path
     (tmp_path / f"{kind}-mine.json").unlink()
     again = TABLE.run(row, tmp_path, quick=True)  # trained already: the run folder is gone on with
     assert again["settings"] == record["settings"]
-    assert len(list((tmp_path / "runs").glob("*"))) == (kind in ("protonet", "reptile"))
+    assert len(list((tmp_path / "runs").glob("*"))) == (kind in rows.META)
 
 
 def test_glue_draws_are_balanced_and_a_start_must_fit(encoder, dataset):

@@ -29,7 +29,10 @@ class Attached:
     before: dict[str, set[str]]  # path -> frozen names
     configs: dict[str, AdapterConfig] = field(default_factory=dict)
     paths: dict[str, list[str]] = field(default_factory=dict)
-    heads: dict[str, str] = field(default_factory=dict)
+    heads: dict[str, str] = field(default_factory=dict)  # adapter -> path of the head that it trains
+    # path of a head -> its arrays for each adapter that trains it, and as they were ("") before the first.
+    kept: dict[str, dict[str, Parameters]] = field(default_factory=dict)
+    held: dict[str, str | None] = field(default_factory=dict)  # path -> whose are in it now; None: a mixture
 
 
 def attach(
@@ -49,7 +52,8 @@ def attach(
         target_modules: paths, endings of paths, globs or kinds (see `select`); `None` takes the method's own choice.
         key: for the adapter's initial arrays. Default: `mx.random.key(0)`.
         name: several adapters may be on one model; see `activate`.
-        train_head: also train `model.head` (`True`) or the module at this path. A trained head gets no adapter.
+        train_head: also train `model.head` (`True`) or the module at this path. A trained head gets no adapter. It
+            starts as the model's own and is this adapter's: it comes and goes with it.
 
     Returns:
         `model`, or its slot where `model` itself is the adapted layer.
@@ -86,6 +90,9 @@ def attach(
     attached.paths[name] = [node.path for node in nodes]
     if head:
         attached.heads[name] = head
+        if head not in attached.kept:
+            attached.kept[head], attached.held[head] = {"": _arrays(_module(model, head))}, ""
+        attached.kept[head][name] = attached.kept[head][""]
     model.attached = attached
     mx.eval(model.parameters())  # a compiled graph would make frozen weights that are still lazy anew at every call
     return activate(model, name)
@@ -95,6 +102,7 @@ def activate(model: nn.Module, names: str | Mapping[str, float] | None) -> nn.Mo
     """Choose the adapters that act and are trained: one by name, several by weight, or none (`None`).
 
     Each adapted layer gives base + Σ wᵢ (adapterᵢ − base); a layer that an adapter does not cover is unchanged by it.
+    A trained head is mixed alike, W₀ + Σ wᵢ (Wᵢ − W₀); a mixture of heads is no adapter's own, so it is not trained.
     """
     attached = _require(model)
     weights = {} if names is None else {names: 1.0} if isinstance(names, str) else dict(names)
@@ -115,15 +123,16 @@ def activate(model: nn.Module, names: str | Mapping[str, float] | None) -> nn.Mo
     for name, shared in model.get(SHARED, {}).items():
         if name in weights:
             thaw(shared)
-    heads = {attached.heads[name] for name in weights if name in attached.heads}
-    for node in walk(model):
-        if node.path in heads:
-            node.module.unfreeze()
+    for path in attached.kept:
+        acting = {name: weight for name, weight in weights.items() if attached.heads.get(name) == path}
+        _hold(model, attached, path, acting)
+        if list(acting.values()) == [1.0]:
+            _module(model, path).unfreeze()
     return model
 
 
 def detach(model: nn.Module, name: str | None = None) -> nn.Module:
-    """Take one adapter off, or (`None`) all of them; without any, the model is what it was before."""
+    """Take one adapter off, with its head, or (`None`) all of them; without any, the model is what it was before."""
     attached = _require(model)
     names = list(attached.configs) if name is None else [name]
     for n in names:
@@ -132,10 +141,12 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         for slot in slots(model).values():
             slot.adapters.pop(n, None)
             slot.active = tuple((m, w) for m, w in slot.active if m != n)
-        for record in (attached.configs, attached.paths, attached.heads):
+        for record in (attached.configs, attached.paths, attached.heads, *attached.kept.values()):
             record.pop(n, None)
         if SHARED in model:
             model[SHARED].pop(n, None)
+    if not attached.configs:
+        activate(model, None)  # the heads as they were
     return _tidy(model, attached)
 
 
@@ -211,13 +222,32 @@ def adapter_state(model: nn.Module, name: str = "default") -> Parameters:
     attached = _require(model)
     if name not in attached.configs:
         raise AdapterError(f"no adapter named {name!r}{did_you_mean(name, attached.configs)}")
-    head = attached.heads.get(name)
-    starts = tuple(f"{node.real}." for node in walk(model) if head and node.path == head)
-    return {
+    own = {
         path: array
         for path, array in flat_parameters(model).items()
-        if f".adapters.{name}." in f".{path}" or path.startswith((f"{SHARED}.{name}.", *starts))
+        if f".adapters.{name}." in f".{path}" or path.startswith(f"{SHARED}.{name}.")
     }
+    return own | head_state(model, name)
+
+
+def head_state(model: nn.Module, name: str) -> Parameters:
+    """The arrays of the head that adapter `name` trains, by path, whether it is active or not; else none."""
+    attached = _require(model)
+    if (path := attached.heads.get(name)) is None:
+        return {}
+    arrays = _arrays(_module(model, path)) if attached.held[path] == name else attached.kept[path][name]
+    return {f"{path}.{key}": array for key, array in arrays.items()}
+
+
+def write_head(model: nn.Module, name: str, arrays: Mapping[str, mx.array]) -> None:
+    """Write the head that adapter `name` trains, `arrays` by their names in it."""
+    attached = _require(model)
+    if not arrays:
+        return
+    path = attached.heads[name]
+    attached.kept[path][name] = dict(arrays)
+    if attached.held[path] == name:
+        _write(_module(model, path), arrays)
 
 
 def load_adapter_state(model: nn.Module, arrays: Mapping[str, mx.array], name: str = "default") -> nn.Module:
@@ -237,7 +267,11 @@ def load_adapter_state(model: nn.Module, arrays: Mapping[str, mx.array], name: s
     if faults:
         more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
         raise AdapterError(f"the adapter's arrays do not fit: {'; '.join(faults[:5])}{more}")
-    update_parameters(model, {path: arrays[path].astype(own[path].dtype) for path in own})
+    cast = {path: arrays[path].astype(own[path].dtype) for path in own}
+    head = head_state(model, name)
+    update_parameters(model, {path: array for path, array in cast.items() if path not in head})
+    start = len(_require(model).heads.get(name, "")) + 1
+    write_head(model, name, {path[start:]: cast[path] for path in head})
     return model
 
 
@@ -255,6 +289,47 @@ def _slot(model: nn.Module, node: Node) -> tuple[Adapted, nn.Module]:
     if not isinstance(current, Adapted):
         current = node.container[node.name] = Adapted(current)
     return current, model
+
+
+def _module(model: nn.Module, path: str) -> Any:
+    return next(node.module for node in walk(model) if node.path == path)
+
+
+def _arrays(head: nn.Module) -> Parameters:
+    """The arrays of a head by path, looking through the slots that other adapters have in it."""
+    return {
+        f"{node.path}.{name}" if node.path else name: value
+        for node in walk(head)
+        for name, value in node.module.items()
+        if isinstance(value, mx.array)
+    }
+
+
+def _write(head: nn.Module, arrays: Mapping[str, mx.array]) -> None:
+    modules = {node.path: node.module for node in walk(head)}
+    for path, array in arrays.items():
+        owner, _, name = path.rpartition(".")
+        modules[owner][name] = array
+
+
+def _hold(model: nn.Module, attached: Attached, path: str, acting: Mapping[str, float]) -> None:
+    """Put into the head at `path` what `acting` makes of it, and keep what was trained in it."""
+    head, kept = _module(model, path), attached.kept[path]
+    holder = attached.held[path]
+    if holder is not None and holder in kept:
+        kept[holder] = _arrays(head)
+    alone = list(acting.values()) == [1.0]
+    attached.held[path] = next(iter(acting)) if alone else None if acting else ""
+    if alone or not acting:
+        mixed = kept[attached.held[path] or ""]
+    else:
+        plain = kept[""]
+        mixed = {
+            key: plain[key] + sum(weight * (kept[name][key] - plain[key]) for name, weight in acting.items())
+            for key in plain
+        }
+        mx.eval(mixed)
+    _write(head, mixed)
 
 
 def _tidy(model: nn.Module, attached: Attached) -> nn.Module:

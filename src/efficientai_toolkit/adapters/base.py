@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
 
 import mlx.core as mx
 import mlx.nn as nn
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import AdapterError
+from ..nn.functional import Parameters
 from .quantized import dense_linear, in_features, is_linear, out_features
+
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Training(NamedTuple):
+    """What a method adds to a training loop besides its arrays."""
+
+    penalty: Callable[[Parameters], mx.array]  # a term of the loss
+    init: Callable[[Parameters], Any]  # the state before the first step
+    # (params after the optimiser's step, its gradients, state, number of the step from 1) -> (params, state)
+    update: Callable[[Parameters, Mapping[str, mx.array], Any, int], tuple[Parameters, Any]]
 
 
 class AdapterConfig:
     """Base of the configurations, each a frozen dataclass with its method's own defaults.
 
+    The annotations of the fields are checked: a value of another type, out of range or not finite is an error.
     `adapter` is the module that one adapted layer gets; `targets` lists alternatives, in order, for
     `target_modules=None`: the first that matches anything in the model is taken.
     """
@@ -24,6 +42,21 @@ class AdapterConfig:
     adapter: ClassVar[type[Adapter]]
     targets: ClassVar[tuple[tuple[str, ...], ...]]
     learning_rate: float
+
+    def __post_init__(self):
+        hints = get_type_hints(type(self), include_extras=True)
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            try:
+                checked = TypeAdapter(hints[field.name], config={"allow_inf_nan": False}).validate_python(value)
+            except ValidationError as error:
+                said = error.errors()[0]["msg"].removeprefix("Input ")
+                raise AdapterError(f"{type(self).__name__}: {field.name} {said}, given {value!r}") from None
+            object.__setattr__(self, field.name, checked)  # the class is frozen; a YAML list becomes a tuple
+
+    def training(self, total_steps: int) -> Training | None:
+        """What the method adds to a plain training of so many steps; most add nothing."""
+        return None
 
     def require(self, holds: bool, rule: str) -> None:
         """Raise `AdapterError` unless `holds`."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, AdapterConfig, Site, copy_of
+from .base import Adapter, AdapterConfig, Positive, Site, copy_of
 
 
 class BitFit(Adapter):
@@ -51,7 +51,7 @@ class BitFitConfig(AdapterConfig):
     """Every bias of the model, the norms' included. Default rate: 1e-3, the upper end of the paper's search
     (it notes that biases want larger rates than full fine-tuning)."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
 
     adapter: ClassVar[type[Adapter]] = BitFit
     targets: ClassVar = (("bias",),)

@@ -8,14 +8,27 @@ feed-forward, scaled.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+from pydantic import Field
 
 from ..nn.activations import ACTIVATIONS
 from ..nn.layers import Dropout
-from .base import Adapter, AdapterConfig, Site, has_width, kaiming_uniform, linear_from, width_in, width_out
+from .base import (
+    Adapter,
+    AdapterConfig,
+    Count,
+    Positive,
+    Share,
+    Site,
+    has_width,
+    kaiming_uniform,
+    linear_from,
+    width_in,
+    width_out,
+)
 
 
 class Bottleneck(Adapter):
@@ -79,7 +92,7 @@ class ParallelBottleneck(Bottleneck):
 
 @dataclass(frozen=True)
 class BottleneckConfig(AdapterConfig):
-    """What the placements share.
+    """What the placements share; the rate is Houlsby's.
 
     Args:
         bottleneck: b; `None` takes d / `reduction`.
@@ -89,21 +102,19 @@ class BottleneckConfig(AdapterConfig):
         scale: s.
     """
 
-    bottleneck: int | None = None
-    reduction: float = 16
+    bottleneck: Count | None = None
+    reduction: Annotated[float, Field(ge=1)] = 16
     activation: str = "relu"
-    dropout: float = 0.0
+    dropout: Share = 0.0
     scale: float = 1.0
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
 
     adapter: ClassVar[type[Adapter]] = Bottleneck
     targets: ClassVar = (("feedforward_out",), ("linear",))
 
     def __post_init__(self):
+        super().__post_init__()
         self.require(self.activation in ACTIVATIONS, f"activation must be one of {', '.join(ACTIVATIONS)}")
-        self.require(self.bottleneck is None or self.bottleneck >= 1, "bottleneck must be at least 1")
-        self.require(self.reduction >= 1, "reduction must be at least 1")
-        self.require(0 <= self.dropout < 1, "dropout must be in [0, 1)")
 
     def size(self, width: int) -> int:
         """b for a layer of this width."""
@@ -114,7 +125,7 @@ class BottleneckConfig(AdapterConfig):
 class HoulsbyConfig(BottleneckConfig):
     """Defaults: the paper's BERT runs: b = 64 and 1e-3 (its search is over 3e-5 … 3e-3), GELU as BERT's own."""
 
-    bottleneck: int | None = 64
+    bottleneck: Count | None = 64
     activation: str = "gelu"
 
     targets: ClassVar = (("attention_output", "feedforward_out"), ("linear",))
@@ -124,7 +135,7 @@ class HoulsbyConfig(BottleneckConfig):
 class PfeifferConfig(BottleneckConfig):
     """Defaults: the paper's: d / b = 16, ReLU, 1e-4."""
 
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ class ParallelConfig(BottleneckConfig):
     Here d / b = 16, as a few examples ask for."""
 
     scale: float = 4.0
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
 
     adapter: ClassVar[type[Adapter]] = ParallelBottleneck
     targets: ClassVar = (("feedforward",), ("linear",))

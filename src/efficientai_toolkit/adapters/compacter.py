@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+from pydantic import Field
 
 from ..errors import AdapterError
-from .base import Adapter, Owner, Site, width_out
+from .base import Adapter, Count, Owner, Positive, Site, width_out
 from .bottleneck import Bottleneck, BottleneckConfig
 
 
@@ -108,18 +109,14 @@ class CompacterConfig(BottleneckConfig):
         rank: of each sᵢ tᵢ.
     """
 
-    divisor: int = 4
-    rank: int = 1
-    reduction: float = 32
+    divisor: Count = 4
+    rank: Count = 1
+    reduction: Annotated[float, Field(ge=1)] = 32
     activation: str = "gelu"
-    learning_rate: float = 3e-3
+    learning_rate: Positive = 3e-3
 
     adapter: ClassVar[type[Adapter]] = Compacter
     targets: ClassVar = (("attention_output", "feedforward_out"), ("linear",))
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require(self.divisor >= 1 and self.rank >= 1, "divisor and rank must be at least 1")
 
     def size(self, width: int) -> int:
         return -(-super().size(width) // self.divisor) * self.divisor

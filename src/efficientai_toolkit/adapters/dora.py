@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, Site, linear_from
+from .base import Adapter, Count, Positive, Share, Site, linear_from
 from .lora import LoRA, LoRAConfig
 from .quantized import dense_weight, out_features
 
@@ -59,9 +59,9 @@ class DoRA(LoRA):
 class DoRAConfig(LoRAConfig):
     """Defaults: the paper's LLaMA runs (its appendix): α = 2 r, dropout 0.05, 2e-4; r = 16."""
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.05
-    learning_rate: float = 2e-4
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Share = 0.05
+    learning_rate: Positive = 2e-4
 
     adapter: ClassVar[type[Adapter]] = DoRA

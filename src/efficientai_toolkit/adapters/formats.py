@@ -19,10 +19,10 @@ import mlx.nn as nn
 
 from ..errors import AdapterError, DataNotFoundError, OutputError, did_you_mean
 from ..nn.functional import clone
-from .attach import adapters_of, flat_parameters, merge, quantization_loss
+from .attach import adapters_of, flat_parameters, head_state, merge, quantization_loss
 from .base import AdapterConfig
 
-CONFIG = "adapter_config.json"
+CONFIG, HEAD = "adapter_config.json", "head.safetensors"
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "1_Pooling/*", "2_Normalize/*")
 
 
@@ -54,8 +54,10 @@ def write_folder(
         folder.mkdir(parents=True, exist_ok=True)
         save_arrays(folder / file, {k: mx.contiguous(a) for k, a in arrays.items()}, metadata)
         (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if head := _head(model, name):
-            save_arrays(folder / "head.safetensors", head, metadata)
+        if head := head_state(model, name):
+            save_arrays(folder / HEAD, head, metadata)
+        else:
+            (folder / HEAD).unlink(missing_ok=True)  # of an adapter that was here before
     except (OSError, RuntimeError) as error:
         raise OutputError(f"{folder} cannot be written: {error}") from error
     return folder
@@ -67,12 +69,6 @@ def save_arrays(file: Path, arrays: Mapping[str, mx.array], metadata: dict[str, 
     part = file.with_name(f".{file.stem}.part.safetensors")
     mx.save_safetensors(str(part), dict(arrays), metadata)
     os.replace(part, file)
-
-
-def _head(model: nn.Module, name: str) -> dict[str, mx.array]:
-    attached = adapters_of(model)
-    path = attached.heads.get(name) if attached else None
-    return {p: a for p, a in flat_parameters(model).items() if path and p.startswith(f"{path}.")}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

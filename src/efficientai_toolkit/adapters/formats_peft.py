@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import mlx.nn as nn
 
 from ..errors import AdapterError, did_you_mean
 from .adalora import AdaLoRAConfig
-from .attach import attach, detach, slots
+from .attach import attach, detach, slots, write_head
 from .base import AdapterConfig
 from .dora import DoRAConfig
 from .formats import faults_sentence, hf_name, named_config, read_arrays, read_config, write_folder
@@ -31,11 +32,22 @@ _MUST_BE = {
     "bias": ("none", None),
     "fan_in_fan_out": (False, None),
     "lora_bias": (False, None),
-    "modules_to_save": (None, []),
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
     "layer_replication": (None,),
+    "use_qalora": (False, None),
+    "use_bdlora": (None,),
+    "alora_invocation_tokens": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "target_parameters": (None,),
+    "trainable_token_indices": (None,),
 }
+# Starts of LoRA that leave the base as it is; the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take a part out of it.
+_KEEPS_BASE = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
+_CLASSIFIERS = ("classifier", "score")  # what PEFT saves beside an adapter of the task SEQ_CLS
+_FAMILY = re.compile(r"^(bert|roberta|distilbert)\.")  # before an encoder's names where it is a part of a larger model
 
 
 class Method(NamedTuple):
@@ -93,6 +105,9 @@ def _adalora_config(data: dict[str, Any]) -> AdapterConfig:
         cooldown=last,
         total_steps=max(steps, first + last),
         interval=data.get("deltaT", 1),
+        beta1=data.get("beta1", 0.85),
+        beta2=data.get("beta2", 0.85),
+        orthogonality=data.get("orth_reg_weight", 0.5),
     )
 
 
@@ -173,9 +188,7 @@ def export_peft(
         )
     method = METHODS[kind]
     if task_type is None:
-        task_type = "CAUSAL_LM" if any(node.path.endswith("lm_head") for node in walk(model)) else "FEATURE_EXTRACTION"
-        if "model" in model and not hasattr(model, "hf_name"):
-            task_type = "CAUSAL_LM"
+        task_type = "CAUSAL_LM" if _is_causal(model) else "FEATURE_EXTRACTION"
     placed = {path: slot for path, slot in slots(model).items() if name in slot.adapters}
     about: dict[str, Any] = {
         "peft_type": method.peft_type,
@@ -195,8 +208,20 @@ def export_peft(
     return write_folder(model, name, Path(folder), FILE, _arrays(model, name, method), about, {"format": "pt"})
 
 
-def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default") -> nn.Module:
+def _is_causal(model: nn.Module) -> bool:
+    """Whether `model` is a causal language model: ours, or mlx-lm's, whose embedding may be its output layer too."""
+    own = any(node.path.endswith("lm_head") for node in walk(model))
+    return own or (not hasattr(model, "hf_name") and ("lm" in model or "model" in model))
+
+
+def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default", head: bool = True) -> nn.Module:
     """Attach the adapter in a Hugging Face PEFT folder to `model`, its own base.
+
+    Args:
+        name: of the adapter here.
+        head: take the classifier that PEFT saved with the adapter (task SEQ_CLS), where there is one, as its trained
+            `model.head`. That is one dense layer over a language model; an encoder's reads what encoders here do not
+            have. False, or a model without a head, takes the adapter alone.
 
     Raises:
         AdapterError: a method or option without counterpart, or arrays that do not fit this model. The model is then
@@ -209,27 +234,97 @@ def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default") 
     known["P_TUNING"] = _PROMPT
     if kind not in known:
         raise AdapterError(f"{folder}: PEFT method {kind!r} has no counterpart{did_you_mean(kind, known)}")
-    for option, allowed in _MUST_BE.items():
-        if data.get(option) not in (*allowed, None):
-            raise AdapterError(f"{folder}: {option} = {data[option]!r} has no counterpart here")
+    _check_options(data, folder)
     method = known[kind]
-    arrays = read_arrays(folder / FILE)
+    arrays = {_plain(model, key): array for key, array in read_arrays(folder / FILE).items()}
+    classifier = _classifier(arrays, data.get("modules_to_save") or (), folder)
+    classifier = _as_head(model, classifier, folder) if head else {}
     try:
         config = method.config(data)
     except KeyError as error:
         raise AdapterError(f"{folder}: adapter_config.json has no {error.args[0]!r}") from error
+    except (AdapterError, TypeError) as error:
+        raise AdapterError(f"{folder}: adapter_config.json cannot be used: {error}") from error
     targets = None if kind in (*_LEARNS_A_PROMPT, "P_TUNING") else _targets(model, arrays, method, folder)
     if targets and kind == "IA3":  # a row scales the input, a column the output
         rows = [a.shape[0] == 1 for key, a in arrays.items() if key.endswith(".ia3_l")]
         config = IA3Config(feedforward=tuple(path for path, row in zip(targets, rows, strict=True) if row))
-    model = attach(model, config, targets, name=name)
+    if isinstance(config, AdaLoRAConfig):
+        arrays = _filled_up(arrays, config.rank)
+    model = attach(model, config, targets, name=name, train_head=bool(classifier))
     expected = _arrays(model, name, method)
     sentence = faults_sentence(expected, arrays)
     if sentence:
         detach(model, name)
         raise AdapterError(f"{folder} does not fit this model: {sentence}")
     _load(model, name, method, arrays)
+    write_head(model, name, classifier)
     return model
+
+
+def _check_options(data: Mapping[str, Any], folder: Path) -> None:
+    for option, allowed in _MUST_BE.items():
+        if option == "rank_pattern" and data["peft_type"] == "ADALORA":
+            continue  # the ranks that the schedule left, which the arrays say too
+        if data.get(option) not in (*allowed, None):
+            raise AdapterError(f"{folder}: {option} = {data[option]!r} has no counterpart here")
+    start = data.get("init_lora_weights")
+    if (start.lower() if isinstance(start, str) else start) not in _KEEPS_BASE:
+        raise AdapterError(
+            f"{folder}: init_lora_weights = {start!r} changed the base weights before the training, so this adapter "
+            "does not belong to the plain base; PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…) "
+            "makes a plain LoRA of PiSSA, OLoRA, CorDA and LoRA-GA; of others, merge_and_unload and load that model"
+        )
+
+
+def _plain(model: nn.Module, key: str) -> str:
+    """A key of the file without the name that a larger model gives its encoder ("bert.encoder.…")."""
+    if not hasattr(model, "hf_name") or not key.startswith(_PREFIX):
+        return key
+    return _PREFIX + _FAMILY.sub("", key.removeprefix(_PREFIX))
+
+
+def _classifier(arrays: dict[str, mx.array], saved: Sequence[str], folder: Path) -> dict[str, mx.array]:
+    """The classifier's arrays by their names in it, taken out of `arrays`; empty where there is none."""
+    if strange := [module for module in saved if module not in _CLASSIFIERS]:
+        raise AdapterError(f"{folder}: modules_to_save = {strange!r} has no counterpart here")
+    names = {key: re.match(rf"base_model\.(?:model\.)?(?:{'|'.join(_CLASSIFIERS)})\.(.+)$", key) for key in arrays}
+    return {match[1]: arrays.pop(key) for key, match in names.items() if match}
+
+
+def _as_head(model: nn.Module, classifier: dict[str, mx.array], folder: Path) -> dict[str, mx.array]:
+    """The classifier as the arrays of `model.head`; empty where either is missing."""
+    own: Any = next((node.module for node in walk(model) if node.path == "head"), None)
+    if not classifier or not isinstance(own, nn.Linear):
+        return {}
+    if hasattr(model, "hf_name") or not {"weight"} <= classifier.keys() <= {"weight", "bias"}:
+        raise AdapterError(
+            f"{folder} holds a classifier that is more than one dense layer over this model's features (BERT's reads "
+            "its pooler); import_peft(…, head=False) takes the adapter alone, and the labels are learned anew"
+        )
+    weight = classifier["weight"]
+    if weight.shape != own.weight.shape:
+        raise AdapterError(
+            f"{folder} holds a classifier of shape {tuple(weight.shape)}, and this model's head has "
+            f"{tuple(own.weight.shape)}; load the model with num_classes={weight.shape[0]}, or import with head=False"
+        )
+    missing = {"bias": mx.zeros((weight.shape[0],))} if "bias" in own else {}
+    return missing | classifier
+
+
+def _filled_up(arrays: Mapping[str, mx.array], rank: int) -> dict[str, mx.array]:
+    """AdaLoRA's arrays with the triplets that its schedule took out as zeros, last: they have no order."""
+    out = dict(arrays)
+    for stem in [key.removesuffix("lora_E") for key in arrays if key.endswith(".lora_E")]:
+        triplet = [(f"{stem}{leaf}", axis) for leaf, axis in (("lora_E", 0), ("lora_A", 0), ("lora_B", 1))]
+        left = {arrays[key].shape[axis] for key, axis in triplet if key in arrays}
+        if len(left) != 1 or min(left) >= rank:
+            continue  # nothing is missing; or the arrays do not fit, which is said of them as they are
+        for key, axis in triplet:
+            if key in arrays:
+                shape = [rank - min(left) if i == axis else size for i, size in enumerate(arrays[key].shape)]
+                out[key] = mx.concatenate([arrays[key], mx.zeros(shape, arrays[key].dtype)], axis=axis)
+    return out
 
 
 def _targets(model: nn.Module, arrays: Mapping[str, mx.array], method: Method, folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, AdapterConfig, Site, linear_from
+from .base import Adapter, AdapterConfig, Positive, Site, linear_from
 from .quantized import in_features, out_features
 from .select import NAMES, named
 
@@ -62,7 +62,7 @@ class IA3Config(AdapterConfig):
 
     feedforward: tuple[str, ...] | None = None
 
-    learning_rate: float = 3e-3
+    learning_rate: Positive = 3e-3
 
     adapter: ClassVar[type[Adapter]] = IA3
     targets: ClassVar = (("key", "value", "feedforward_out"), ("linear",))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, AdapterConfig, Site, linear_from, width_out
+from .base import Adapter, AdapterConfig, Positive, Site, linear_from, width_out
 from .quantized import is_linear
 
 
@@ -52,7 +52,7 @@ class LinearAdapterConfig(AdapterConfig):
     """Behind each attention output and each feed-forward. Default rate: 1e-3, between Houlsby's best (3e-3 … 3e-4);
     the paper's own rates are for SGD on convolutions."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
 
     adapter: ClassVar[type[Adapter]] = LinearAdapter
     targets: ClassVar = (("attention_output", "feedforward_out"), ("linear",))

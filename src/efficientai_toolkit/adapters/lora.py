@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..nn.layers import Dropout
-from .base import Adapter, AdapterConfig, Site, kaiming_uniform, linear_from
+from .base import Adapter, AdapterConfig, Count, Positive, Share, Site, kaiming_uniform, linear_from
 from .quantized import in_features, out_features
 
 
@@ -60,17 +60,13 @@ class LoRAConfig(AdapterConfig):
         learning_rate: a good rate for Adam in plain fine-tuning.
     """
 
-    rank: int = 8
-    alpha: float = 8.0
-    dropout: float = 0.0
-    learning_rate: float = 5e-4
+    rank: Count = 8
+    alpha: Positive = 8.0
+    dropout: Share = 0.0
+    learning_rate: Positive = 5e-4
 
     adapter: ClassVar[type[Adapter]] = LoRA
     targets: ClassVar = (("query", "value"), ("linear",))
-
-    def __post_init__(self):
-        self.require(self.rank >= 1, "rank must be at least 1")
-        self.require(0 <= self.dropout < 1, "dropout must be in [0, 1)")
 
     @property
     def scale(self) -> float:

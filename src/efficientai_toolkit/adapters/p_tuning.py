@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, Site, kaiming_uniform, linear_from
+from .base import Adapter, Count, Positive, Site, kaiming_uniform, linear_from
 from .prompt_tuning import Prompt, PromptConfig, embedding_width
 
 
@@ -61,7 +61,7 @@ class PTuningConfig(PromptConfig):
         hidden: width of the network; `None` takes the embedding's.
     """
 
-    hidden: int | None = 128
-    learning_rate: float = 1e-3
+    hidden: Count | None = 128
+    learning_rate: Positive = 1e-3
 
     adapter: ClassVar[type[Adapter]] = PTuning

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, AdapterConfig, Owner, Site, kaiming_uniform, linear_from
+from .base import Adapter, AdapterConfig, Count, Owner, Positive, Site, kaiming_uniform, linear_from
 from .quantized import out_features
 from .select import NAMES, is_attention
 
@@ -175,20 +175,17 @@ class ReparameterizedPrefix(Prefix):
 @dataclass(frozen=True)
 class PrefixConfig(AdapterConfig):
     """Prefixes trained directly, as in P-tuning v2 (Liu et al. 2022, arXiv 2110.07602), whose rates on classification
-    are 5e-3 … 1e-2. The start is normal of 0.02, small beside real keys.
+    are 5e-3 … 1e-2; ten tokens are Li & Liang's for table-to-text. The start is normal of 0.02, small beside real keys.
 
     Args:
         length: tokens of the prefix.
     """
 
-    length: int = 10
-    learning_rate: float = 5e-3
+    length: Count = 10
+    learning_rate: Positive = 5e-3
 
     adapter: ClassVar[type[Adapter]] = Prefix
     targets: ClassVar = (("attention",),)
-
-    def __post_init__(self):
-        self.require(self.length >= 1, "length must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -199,7 +196,7 @@ class PrefixMLPConfig(PrefixConfig):
         hidden: width of the network; `None` takes the width of the keys.
     """
 
-    hidden: int | None = 512
-    learning_rate: float = 5e-5
+    hidden: Count | None = 512
+    learning_rate: Positive = 5e-5
 
     adapter: ClassVar[type[Adapter]] = ReparameterizedPrefix

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, AdapterConfig, Site
+from .base import Adapter, AdapterConfig, Count, Positive, Site
 
 _COMMON = 5000  # Lester et al. start from the embeddings of the most common tokens, which have the lowest ids
 
@@ -65,11 +65,8 @@ class PromptConfig(AdapterConfig):
         length: P.
     """
 
-    length: int = 20
-    learning_rate: float = 3e-2
+    length: Count = 20
+    learning_rate: Positive = 3e-2
 
     adapter: ClassVar[type[Adapter]] = Prompt
     targets: ClassVar = (("word_embedding",), ("embedding",))
-
-    def __post_init__(self):
-        self.require(self.length >= 1, "length must be at least 1")

@@ -101,8 +101,10 @@ def select(
         exclude: a path whose modules are left alone (a head that is trained itself).
 
     Raises:
-        AdapterError: nothing matched; the message lists what could.
+        AdapterError: nothing matched, and the message lists what could; or there is nothing to match.
     """
+    if target_modules is not None:
+        _check_targets(target_modules)
     nodes = [
         node
         for node in walk(model)
@@ -119,6 +121,15 @@ def select(
         if found := [node for node in nodes if any(test(node) for test in tests)]:
             return found
     raise AdapterError(_nothing_matched(config, alternatives, nodes))
+
+
+def _check_targets(target_modules: object) -> None:
+    listed = [target_modules] if isinstance(target_modules, str) else target_modules
+    if not (isinstance(listed, Sequence) and listed and all(isinstance(t, str) and t for t in listed)):
+        raise AdapterError(
+            f"target_modules is {target_modules!r}; expected paths, globs or kinds such as ['query', 'value'], "
+            "or none for the method's own"
+        )
 
 
 def _test(pattern: str, paths: set[str]) -> Callable[[Node], bool]:

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..nn.layers import Dropout
-from .base import Adapter, AdapterConfig, Owner, Site, kaiming_uniform, linear_from
+from .base import Adapter, AdapterConfig, Count, Owner, Positive, Share, Site, kaiming_uniform, linear_from
 from .quantized import in_features, out_features
 
 
@@ -74,14 +74,10 @@ class VeRA(Adapter):
 class VeRAConfig(AdapterConfig):
     """Defaults: the paper's for GLUE: r = 256 … 1024, d = 0.1 at the start, 4e-3 … 1e-2 (SST-2's and MRPC's)."""
 
-    rank: int = 256
+    rank: Count = 256
     d_initial: float = 0.1
-    dropout: float = 0.0
-    learning_rate: float = 4e-3
+    dropout: Share = 0.0
+    learning_rate: Positive = 4e-3
 
     adapter: ClassVar[type[Adapter]] = VeRA
     targets: ClassVar = (("query", "value"), ("linear",))
-
-    def __post_init__(self):
-        self.require(self.rank >= 1, "rank must be at least 1")
-        self.require(0 <= self.dropout < 1, "dropout must be in [0, 1)")

@@ -81,7 +81,7 @@ class DoRAAdapter(LoRAAdapter):
 
 
 class AdaLoRAAdapter(LoRAAdapter):
-    """As `LoRAAdapter`, in SVD form; see `adalora.allot` for the budget."""
+    """As `LoRAAdapter`, in SVD form; a training loop gets the budget's schedule from `config.training(total_steps)`."""
 
     method = "adalora"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,21 +58,24 @@ def finetune(
             f"{'--test' if test else '--shots'} is for texts with labels, and --completions has none; leave it out"
         )
     select_device(device)
-    settings = {
+    settings: dict[str, Any] = {
         "method": None if method == "full" else method,
         "source": model,
         "target_modules": target_modules,
         "learning_rate": learning_rate,
         "epochs": epochs,
         "batch_size": batch_size,
-        "max_length": max_length or (256 if completions else 64),
+        "max_length": (256 if completions else 64) if max_length is None else max_length,
         "seed": seed or 0,
     }
+    recipe.check_settings(learning_rate, epochs, batch_size, settings["max_length"])
     if completions:
         _completions(data, output, settings, json)
         return
     counts = None if shots is None else whole_numbers(shots, "--shots")
     task = recipe.read_task(data, test, data_root(data_dir))
+    if counts:
+        recipe.check_shots(task, counts)
 
     def told(row: dict) -> None:
         if not json:

@@ -17,12 +17,13 @@ from ..errors import ConfigurationError, DataError, DivergenceError, did_you_mea
 from ..nn.functional import functional
 from ..nn.losses import cross_entropy_loss
 from ..nn.trees import check_fit
-from ..pretrained import is_language_model, load_tokenizer, resolve
+from ..pretrained import backbone_of, load_tokenizer
 from ..runs.adapted import AdaptedTask, Loaded, structure
 from ..tasks.glue import METRICS
 from ..tasks.text import Text, used_length
 from .intents import prefix_of
 
+_SHORTEST = 3  # tokens that leave room for one of the text
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -89,12 +90,16 @@ def finetune(
     Raises:
         DivergenceError: the loss became NaN or infinite.
     """
-    if epochs < 1 or batch_size < 1:
-        raise ConfigurationError(f"epochs is {epochs} and batch_size {batch_size}; expected at least 1 of each")
+    check_settings(learning_rate, epochs, batch_size, max_length)
+    if method is None and (target_modules or options):
+        raise ConfigurationError(
+            "target_modules and options belong to an adapter; without one the whole model is trained"
+        )
+    settings = None if method is None else adapter_config(method, **(options or {}))
     config = _configuration(len(task.names), method, source, target_modules, options or {}, max_length, seed)
     base = Loaded(structure(config, (max_length,), len(task.names)), config, (max_length,), len(task.names))
     model: Any = base.learner.model
-    rate = learning_rate or (adapter_config(method, **(options or {})).learning_rate if method else 2e-5)
+    rate = learning_rate if learning_rate is not None else settings.learning_rate if settings else 2e-5
     tokenizer, cached = load_tokenizer(source, max_length=max_length), prefix_of(model)
     ids = {part: np.array(tokenizer(list(texts.texts))) for part, texts in _parts(task)}
 
@@ -112,9 +117,12 @@ def finetune(
     if head is not None:
         params |= {f"head.{name}": mx.array(a, mx.float32) for name, a in zip(("weight", "bias"), head, strict=True)}
     optimizer = adamw(rate, total)
+    extra = settings.training(total) if settings else None
+    state = extra.init(params) if extra else None
 
     def loss(params, x, y, key):
-        return cross_entropy_loss(apply(params, x, key=key), y)
+        value = cross_entropy_loss(apply(params, x, key=key), y)
+        return (value + extra.penalty(params) if extra else value), value
 
     gradient = mx.compile(mx.value_and_grad(loss))
     predict = mx.compile(lambda params, x: apply(params, x))
@@ -123,10 +131,12 @@ def finetune(
     for epoch in range(1, epochs + 1):
         losses = []
         for i, rows in enumerate(batches(len(task.train.texts), batch_size, rng)):
-            key = keys[(epoch - 1) * per_epoch + i]
-            value, grads = gradient(params, inputs("train", rows), mx.array(task.train.labels[rows]), key)
+            step = (epoch - 1) * per_epoch + i
+            (_, value), grads = gradient(params, inputs("train", rows), mx.array(task.train.labels[rows]), keys[step])
             params = optimizer.apply_gradients(grads, params)
-            mx.eval(params, optimizer.state, value)
+            if extra:
+                params, state = extra.update(params, grads, state, step + 1)
+            mx.eval(params, optimizer.state, state, value)
             losses.append(value.item())
         row: dict[str, Any] = {
             "epoch": epoch,
@@ -146,6 +156,18 @@ def finetune(
             watch(row)
     counts = np.bincount(task.train.labels, minlength=len(task.names)).tolist()
     return Finetuned(AdaptedTask(base, params, task.names, None, dict(zip(task.names, counts, strict=True))), curve)
+
+
+def check_settings(learning_rate: float | None, epochs: int, batch_size: int, max_length: int) -> None:
+    """Raise `ConfigurationError` where a training cannot be run with these."""
+    if learning_rate is not None and not 0 < learning_rate < np.inf:
+        raise ConfigurationError(f"learning_rate is {learning_rate}; expected a positive number, or none: the method's")
+    if epochs < 1 or batch_size < 1:
+        raise ConfigurationError(f"epochs is {epochs} and batch_size {batch_size}; expected at least 1 of each")
+    if max_length < _SHORTEST:
+        raise ConfigurationError(
+            f"max_length is {max_length}; expected at least {_SHORTEST} tokens: a start, one of the text and an end"
+        )
 
 
 def _fitting(start: Mapping[str, mx.array], base: Loaded) -> dict[str, mx.array]:
@@ -191,8 +213,7 @@ def learning_curve(
     task: Task, shots: Sequence[int], *, seed: int = 0, watch: Watch | None = None, **options: Any
 ) -> list[dict[str, Any]]:
     """The last score of `finetune` on K training texts of each class, for each K of `shots`."""
-    if task.test is None:
-        raise ConfigurationError("a learning curve needs texts to measure on; give --test")
+    check_shots(task, shots)
     rows = []
     for shot in shots:
         last = finetune(drawn(task, shot, seed), seed=seed, **options).curve[-1]
@@ -202,8 +223,18 @@ def learning_curve(
     return rows
 
 
+def check_shots(task: Task, shots: Sequence[int]) -> None:
+    """Raise what `learning_curve` would, before anything is trained."""
+    if task.test is None:
+        raise ConfigurationError("a learning curve needs texts to measure on; give --test")
+    for shot in shots:
+        drawn(task, shot, 0)
+
+
 def drawn(task: Task, shots: int, seed: int) -> Task:
     """The task with `shots` of its training texts of each class, drawn at random."""
+    if shots < 1:
+        raise ConfigurationError(f"shots is {shots}; expected at least 1 text of each class")
     rng, labels = np.random.default_rng(seed), np.asarray(task.train.labels)
     chosen: list[int] = []
     for c, name in enumerate(task.names):
@@ -289,11 +320,6 @@ def _parts(task: Task) -> list[tuple[str, Texts]]:
     return [("train", task.train)] + ([] if task.test is None else [("test", task.test)])
 
 
-def backbone_of(source: str) -> str:
-    """What reads the model `source`: "language_model" for a causal one, else "encoder"."""
-    return "language_model" if is_language_model(resolve(source)) else "encoder"
-
-
 def _configuration(
     classes: int,
     method: str | None,
@@ -305,7 +331,6 @@ def _configuration(
 ) -> MetaLearningConfig:
     adapter: dict[str, Any] = {}
     if method is not None:
-        adapter_config(method, **options)  # an unknown method or option is said by its own name
         targets = None if target_modules is None else list(target_modules)
         adapter = {"method": method, "target_modules": targets, "train_head": True, **options}
     return MetaLearningConfig.from_dict(

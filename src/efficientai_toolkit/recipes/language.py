@@ -15,7 +15,7 @@ from ..errors import ConfigurationError, DivergenceError
 from ..nn.functional import functional, trainable, update
 from ..pretrained import TextTokenizer, load_tokenizer
 from ..tasks.completions import Completion
-from .finetune import adamw, batches
+from .finetune import adamw, batches, check_settings
 
 
 class Tuned(NamedTuple):
@@ -53,8 +53,7 @@ def finetune_completions(
     Raises:
         DivergenceError: the loss became NaN or infinite.
     """
-    if epochs < 1 or batch_size < 1:
-        raise ConfigurationError(f"epochs is {epochs} and batch_size {batch_size}; expected at least 1 of each")
+    check_settings(learning_rate, epochs, batch_size, max_length)
     if method is None:
         raise ConfigurationError("completions are learned by an adapter, so that mlx-lm can load it; choose a method")
     settings = adapter_config(method, **(options or {}))
@@ -64,22 +63,28 @@ def finetune_completions(
     ids, counted = tokenised(rows, tokenizer)
     apply, params = functional(model, "next_token_logits"), trainable(model)
 
+    total = epochs * -(-len(rows) // batch_size)
+    extra = settings.training(total)
+    state = extra.init(params) if extra else None
+
     def loss(params, x, counted, key):
-        return next_token_loss(apply(params, x, key=key), x, counted)
+        value = next_token_loss(apply(params, x, key=key), x, counted)
+        return (value + extra.penalty(params) if extra else value), value
 
     gradient = mx.compile(mx.value_and_grad(loss))
-    total = epochs * -(-len(rows) // batch_size)
-    optimizer = adamw(learning_rate or settings.learning_rate, total)
+    optimizer = adamw(settings.learning_rate if learning_rate is None else learning_rate, total)
     rng, keys = np.random.default_rng(seed), iter(mx.random.split(mx.random.key(seed), total))
     curve, started, step = [], time.perf_counter(), 0
     for epoch in range(1, epochs + 1):
         losses = []
         for batch in batches(len(rows), batch_size, rng):
-            value, grads = gradient(params, mx.array(ids[batch]), mx.array(counted[batch]), next(keys))
+            (_, value), grads = gradient(params, mx.array(ids[batch]), mx.array(counted[batch]), next(keys))
             params = optimizer.apply_gradients(grads, params)
-            mx.eval(params, optimizer.state, value)
-            losses.append(value.item())
             step += 1
+            if extra:
+                params, state = extra.update(params, grads, state, step)
+            mx.eval(params, optimizer.state, state, value)
+            losses.append(value.item())
         row = {"epoch": epoch, "step": step, "train_loss": float(np.mean(losses))}
         if not np.isfinite(row["train_loss"]):
             raise DivergenceError(f"the loss became {row['train_loss']} in epoch {epoch}; lower the rate")
