@@ -64,7 +64,9 @@ def sets(**values) -> list[str]:
         (sets(adapter__method="lroa"), ["'lroa'", "'lora'"]),
         (sets(adapter__method="lora", adapter__rnk=3), ["'rnk'", "'rank'"]),
         (sets(adapter__rank=3), ["adapter.rank", "adapter.method"]),
-        (sets(adapter__method="lora", adapter__rank="abc"), ["adapter: 'lora'", "'rank': 'abc'"]),
+        (sets(adapter__method="lora", adapter__rank="abc"), ["rank", "'abc'"]),
+        (sets(adapter__method="lora", adapter__target_modules="[nosuch]"), ["'nosuch'", "It could go to"]),
+        (sets(adapter__method="lora", adapter__train_head=3), ["train_head", "3"]),
         (sets(meta_learning__inner_lr=".nan"), ["--set meta_learning.inner_lr=.nan", "finite"]),
         (sets(meta_learning__num_inner_steps=-2), ["num_inner_steps", "-2"]),
         (sets(task_distribution__k_shot=0), ["k_shot"]),
@@ -87,6 +89,16 @@ def test_train_refuses(refused, arguments, parts, tmp_path):
     sentence = refused("train", *given)
     assert all(part in sentence for part in parts), sentence
     assert not (tmp_path / "checkpoints" / "best.npz").exists()
+
+
+@pytest.mark.parametrize("kind", [TypeError, ValueError])
+def test_what_an_adapter_cannot_be_made_of(refused, monkeypatch, kind):
+    def fail(*_):
+        raise kind("uniform(): incompatible arguments")
+
+    monkeypatch.setattr("efficientai_toolkit.adapters.lora.LoRA.from_base", fail)
+    sentence = refused("train", *QUICK, *sets(adapter__method="lora", adapter__rank=3))
+    assert "adapter: 'lora' cannot be built from {'rank': 3}: uniform(): incompatible arguments" in sentence
 
 
 def test_a_device_that_is_not_there(refused):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from efficientai_toolkit import trainable
+from efficientai_toolkit.backbones import build_backbone
 from efficientai_toolkit.config import MetaLearningConfig, Override
 from efficientai_toolkit.errors import ConfigurationError
 
@@ -77,6 +80,63 @@ def test_assignment_is_validated_and_leaves_the_old_value(name, value):
     with pytest.raises(ConfigurationError, match=name):
         setattr(config.meta_learning, name, value)
     assert config == MetaLearningConfig()
+
+
+def sizes(model) -> tuple[int, ...]:
+    return tuple(
+        value.shape[0] for path, value in trainable(model).items() if path.endswith("weight") and value.ndim > 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"backbone": "conv4"}, (64, 64, 64, 64, 5)),
+        ({"backbone": "conv4_strided"}, (64, 64, 64, 64, 5)),
+        ({"backbone": "conv4", "hidden_dim": 8, "num_layers": None}, (8, 8, 8, 8, 5)),
+        ({"backbone": "conv4", "hidden_dim": 128, "num_layers": 2}, (128, 128, 5)),  # of older checkpoints' headers
+        ({}, (128, 128, 5)),
+        ({"backbone": "mlp", "hidden_dim": None}, (128, 128, 5)),
+        ({"backbone": "mlp", "num_layers": 1}, (128, 5)),
+    ],
+)
+def test_sizes_that_are_not_given_are_the_backbones_own(settings, expected):
+    config = MetaLearningConfig(model=settings)
+    assert sizes(build_backbone(config.model, (16, 16), 5)) == expected
+    again = MetaLearningConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert sizes(build_backbone(again.model, (16, 16), 5)) == expected
+
+
+def test_sizes_follow_a_backbone_that_is_assigned():
+    model = MetaLearningConfig(model={"num_layers": 3}).model
+    model.backbone = "conv4"
+    assert (model.hidden_dim, model.num_layers) == (None, 3)
+    model.backbone = "mlp"
+    model.num_layers = None
+    assert (model.hidden_dim, model.num_layers) == (128, 2)
+
+
+def test_a_backbones_own_options():
+    def build(backbone: str, shape: tuple[int, ...] = (8, 8), **options):
+        settings = {"backbone": backbone, "options": options, "num_layers": 7}
+        return build_backbone(MetaLearningConfig(model=settings).model, shape, 5)
+
+    model = build("resnet12", widths=[4, 6], dropout=0.3, block_size=3)  # num_layers is not its own
+    assert [block.norms[0].weight.size for block in model.blocks] == [4, 6]
+    assert [block.drop.p for block in model.blocks] == [0.3, 0.3]
+    assert build("resnet12", widths=[4, 4, 4], block_size=3).blocks[2].drop.block_size == 3
+    for backbone, options, sentence in (
+        ("resnet12", {"dropuot": 0.1}, "'resnet12' has no option 'dropuot'; did you mean 'dropout'?"),
+        ("resnet12", {"key": 0}, "'resnet12' has no option 'key'"),
+        ("resnet12", {"dropout": 1.0}, "model.options.dropout should be less than 1, got 1.0"),
+        ("resnet12", {"block_size": 0}, "model.options.block_size should be greater than or equal to 1"),
+        ("mlp", {"dropout": 0.1}, "'mlp' has no option 'dropout'; it has none"),
+    ):
+        with pytest.raises(ConfigurationError, match=re.escape(sentence)):
+            build(backbone, **options)
+    with pytest.raises(ConfigurationError, match="num_layers = 7 halves images of 8 × 8 away"):
+        build("conv4")
 
 
 def test_one_family_needs_no_list():

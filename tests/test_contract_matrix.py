@@ -6,10 +6,12 @@ The tables `LEARNERS` and `FAMILIES` are what is iterated over: a new entry is t
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
 from efficientai_toolkit import MLP, SimpleClassifier, TaskConfig, TaskDistribution, ToolkitError, learner_class
 from efficientai_toolkit.learners import LEARNERS
+from efficientai_toolkit.nn.layers import Dropout
 from efficientai_toolkit.tasks import FAMILIES, family
 
 SYNTHETIC = [name for name in FAMILIES if not family(name).way_and_shot]
@@ -109,3 +111,31 @@ def test_frozen_weights_stay_and_trees_are_kept(algorithm):
     partly.meta_train_step(tasks.batch_at(0, 3))
     assert mx.array_equal(partly.model.layers[0].weight, kept)
     assert not any(path.startswith("model/layers.0") for path in partly.state())
+
+
+class Dropped(nn.Module):
+    """A small network with dropout between its layers."""
+
+    def __init__(self, p: float, outputs: int, inputs: int):
+        super().__init__()
+        self.first, self.drop, self.head = nn.Linear(inputs, 16), Dropout(p), nn.Linear(16, outputs)
+
+    def features(self, x):
+        return self.drop(nn.relu(self.first(x)))
+
+    def __call__(self, x):
+        return self.head(self.features(x))
+
+
+@pytest.mark.parametrize("algorithm", [name for name in LEARNERS if not learner_class(name).adapts_by_steps])
+def test_no_dropout_where_nothing_is_trained(algorithm):
+    """Evaluation and adaptation in closed form are those of the same weights without dropout; meta-training is not."""
+    tasks = distribution("linear_classification" if fits(algorithm, True) else "sinusoid")
+    batch = tasks.batch_at(0, 4)
+    plain, dropped = (Dropped(p, tasks.output_dim, tasks.input_shape[0]) for p in (0.0, 0.5))
+    dropped.update(plain.parameters())
+    one, other = (learner_class(algorithm)(model, compile=False) for model in (plain, dropped))
+    assert other.evaluate(batch, num_adaptation_steps=(0, 1)) == one.evaluate(batch, num_adaptation_steps=(0, 1))
+    sx, sy, qx, _ = (part[0] for part in batch[0])
+    assert mx.array_equal(other.adapt(sx, sy)(qx), one.adapt(sx, sy)(qx))
+    assert other.meta_gradient(batch)[0]["query_loss"].item() != one.meta_gradient(batch)[0]["query_loss"].item()

@@ -17,7 +17,9 @@ import pytest
 from efficientai_toolkit import MLP, Conv4, EpisodeStack, FOMAMLLearner, MAMLLearner, ReptileLearner
 from efficientai_toolkit.learners.inner_loop import inner_loop
 from efficientai_toolkit.learners.learner import bind
-from efficientai_toolkit.learners.update_rules import UpdateRule
+from efficientai_toolkit.learners.meta_curvature import MODES, curvature
+from efficientai_toolkit.learners.meta_sgd import meta_sgd_rule
+from efficientai_toolkit.learners.update_rules import lslr, sgd
 from efficientai_toolkit.nn.functional import trainable, update
 from efficientai_toolkit.nn.layers import Conv2d, EpisodicBatchNorm, max_pool2d
 
@@ -143,37 +145,34 @@ def test_checkpointed_steps_give_the_same_gradient():
     assert_same(grads, {f"model/{path}": value for path, value in fixture.under("maml/grad/").items()})
 
 
-# --- the inner loop under rules that are meta-learned -----------------------------------------------------------------
+# --- the shipped rules that are meta-learned, in the inner loop -------------------------------------------------------
 
 
-def _meta_sgd(rule, state, grads, params, step):
-    return {path: p - rule[path] * grads[path] for path, p in params.items()}, state
+RULES = {
+    "meta_sgd": lambda steps, rate: meta_sgd_rule(0.005, 0.1),
+    "lslr": lslr,
+    "mc1": lambda steps, rate: curvature(sgd(rate), MODES["mc1"]),
+    "mc2": lambda steps, rate: curvature(sgd(rate), MODES["mc2"]),
+}
 
 
-def _per_step(rule, state, grads, params, step):
-    return {path: p - rule[path][step] * grads[path] for path, p in params.items()}, state
+def renamed(arrays: dict[str, mx.array], algorithm: str) -> dict[str, mx.array]:
+    """The fixture's names of a rule's arrays as the shipped rule has them."""
+    if algorithm in ("meta_sgd", "lslr"):
+        return {f"rate.{path}": value for path, value in arrays.items()}
+    split = {tuple(name.rsplit("/", 1)): value for name, value in arrays.items()}
+    return {f"{'scale' if mode == 'diagonal' else mode}.{path}": value for (path, mode), value in split.items()}
 
 
-def _curvature(rate):
-    def transform(rule, path, g):
-        if g.ndim == 1:
-            return rule[f"{path}/diagonal"] * g
-        g = g @ rule[f"{path}/in"].T
-        return rule[f"{path}/out"] @ g if f"{path}/out" in rule else g
-
-    def update(rule, state, grads, params, step):
-        return {path: p - rate * transform(rule, path, grads[path]) for path, p in params.items()}, state
-
-    return update
-
-
-@pytest.mark.parametrize("algorithm", ["meta_sgd", "lslr", "mc1", "mc2"])
+@pytest.mark.parametrize("algorithm", RULES)
 @pytest.mark.parametrize("case", ["mlp_ce", "mlp_rules"])
 def test_gradients_reach_the_rule(case, algorithm):
     fixture = Fixture(case)
     rate, steps = fixture.meta["inner_lr"], fixture.meta["steps"]
-    rule = UpdateRule({"meta_sgd": _meta_sgd, "lslr": _per_step}.get(algorithm) or _curvature(rate))
+    rule, arrays = RULES[algorithm](steps, rate), renamed(fixture.under(f"rule/{algorithm}/"), algorithm)
     problem = bind(fixture.model(MODELS[case]))
+    own = rule.init(fixture.under("param/"), key=mx.random.key(0))
+    assert {name: a.shape for name, a in own.items()} == {name: a.shape for name, a in arrays.items()}
 
     def task(meta, sx, sy, qx, qy):
         fast = inner_loop(problem.loss, meta["model"], sx, sy, rule=rule, rule_params=meta["rule"], num_steps=steps)
@@ -182,9 +181,7 @@ def test_gradients_reach_the_rule(case, algorithm):
     def outer(meta):
         return mx.mean(mx.vmap(task, in_axes=(None, 0, 0, 0, 0))(meta, *fixture.stack))
 
-    loss, grads = mx.value_and_grad(outer)(
-        {"model": fixture.under("param/"), "rule": fixture.under(f"rule/{algorithm}/")}
-    )
+    loss, grads = mx.value_and_grad(outer)({"model": fixture.under("param/"), "rule": arrays})
     assert loss.item() == pytest.approx(fixture.arrays[f"{algorithm}/query_loss"].item(), rel=TOLERANCE)
     assert_same(grads["model"], fixture.under(f"{algorithm}/grad/"))
-    assert_same(grads["rule"], fixture.under(f"{algorithm}/rule_grad/"))
+    assert_same(grads["rule"], renamed(fixture.under(f"{algorithm}/rule_grad/"), algorithm))

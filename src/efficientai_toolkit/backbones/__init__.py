@@ -1,7 +1,8 @@
 """Models underneath. To add one: its file, and its line in `BACKBONES`.
 
 A backbone is an `mlx.nn.Module` whose constructor takes whichever it needs of `input_shape` (an image's), `input_dim`
-(numbers in one input), `num_classes` or `output_dim`, `hidden_dim`, `num_layers`, `source`, `pooling` and `key`.
+(numbers in one input), `num_classes` or `output_dim`, `hidden_dim`, `num_layers`, `source`, `pooling` and `key`. What
+else it takes are its options (`model.options`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..errors import ConfigurationError, did_you_mean
 
@@ -57,20 +58,45 @@ def build_backbone(config: Any, input_shape: Sequence[int], output_dim: int, *, 
                 f"model.backbone {config.backbone!r} works on images, and these tasks have inputs of shape {shape}; "
                 "use linear or mlp"
             )
-        if 2**config.num_layers > min(shape[:2]):
-            raise ConfigurationError(
-                f"model.num_layers = {config.num_layers} halves images of {shape[0]} × {shape[1]} away; "
-                f"at most {int(math.log2(min(shape[:2])))} layers fit"
-            )
+        if "num_layers" in takes:
+            layers = takes["num_layers"].default if config.num_layers is None else config.num_layers
+            if 2**layers > min(shape[:2]):
+                raise ConfigurationError(
+                    f"model.num_layers = {layers} halves images of {shape[0]} × {shape[1]} away; "
+                    f"at most {int(math.log2(min(shape[:2])))} layers fit"
+                )
     offered = {
         "input_shape": shape if len(shape) == 3 else (*shape, 1),
         "input_dim": math.prod(shape),
         "num_classes": output_dim,
         "output_dim": output_dim,
-        "hidden_dim": config.hidden_dim,
-        "num_layers": config.num_layers,
         "source": config.source,
         "pooling": config.pooling,
         "key": mx.random.key(seed),
     }
-    return made(**{name: value for name, value in offered.items() if name in takes})
+    sizes = {"hidden_dim": config.hidden_dim, "num_layers": config.num_layers}
+    offered |= {name: size for name, size in sizes.items() if size is not None}
+    options = _options(config, made, {*takes} - {*offered, *sizes})
+    return made(**{name: value for name, value in offered.items() if name in takes}, **options)
+
+
+def _options(config: Any, made: Callable[..., nn.Module], known: set[str]) -> dict[str, Any]:
+    """`model.options`, checked against the annotations of what is made."""
+    import inspect
+
+    from pydantic import TypeAdapter, ValidationError
+
+    hints = get_type_hints(made.__init__ if inspect.isclass(made) else made, include_extras=True)
+    checked = {}
+    for name, value in config.options.items():
+        if name not in known:
+            hint = did_you_mean(name, known) if known else "; it has none"
+            raise ConfigurationError(f"model.options: {config.backbone!r} has no option {name!r}{hint}")
+        try:
+            checked[name] = TypeAdapter(
+                hints[name], config={"strict": True, "arbitrary_types_allowed": True}
+            ).validate_python(value)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Input ")
+            raise ConfigurationError(f"model.options.{name} {said}, got {value!r}") from None
+    return checked

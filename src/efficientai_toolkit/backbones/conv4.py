@@ -7,7 +7,8 @@ import mlx.nn as nn
 
 from ..nn.activations import relu
 from ..nn.conv import conv_norm_relu_pool
-from ..nn.layers import Conv2d, EpisodicBatchNorm, Linear
+from ..nn.layers import Conv2d, EpisodicBatchNorm, Linear, max_pool2d
+from ..nn.statistics import by_batch
 
 
 class Conv4(nn.Module):
@@ -74,6 +75,8 @@ class ConvBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         norm = self.norm
+        if not by_batch(norm):
+            return max_pool2d(relu(norm(self.conv(x))))
         return conv_norm_relu_pool(x, self.conv.weight, norm.weight, norm.bias, norm.eps)
 
 

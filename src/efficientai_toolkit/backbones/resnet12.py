@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Annotated
 
 import mlx.core as mx
 import mlx.nn as nn
+from pydantic import Field
 
+from ..config import Count
 from ..errors import ModelError
 from ..nn.functional import next_key
 from ..nn.layers import Conv2d, Dropout, EpisodicBatchNorm, Linear, max_pool2d
@@ -34,9 +37,9 @@ class ResNet12(nn.Module):
         self,
         input_shape: tuple[int, int, int] = (84, 84, 3),
         num_classes: int = 5,
-        widths: Sequence[int] = (64, 160, 320, 640),
-        dropout: float = 0.1,
-        block_size: int = 5,
+        widths: Sequence[Count] = (64, 160, 320, 640),
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        block_size: Count = 5,
         *,
         key: mx.array | None = None,
     ):

@@ -25,6 +25,7 @@ def adapt(
         Path | None,
         typer.Option("--background", help="Texts that fit no label, for the threshold (default: CLINC150's)."),
     ] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The base model, where it has moved.")] = None,
     data_dir: DataDir = None,
     device: Device = None,
     json: Json = False,
@@ -44,7 +45,7 @@ def adapt(
     texts = backbone_of(checkpoint) in ("encoder", "language_model")
     inputs, labels = support_of(support, texts)
     off = background_of(background, data_dir, texts) if none_of_these or background else None
-    adapted = adapt_checkpoint(checkpoint, inputs, labels, num_steps=steps, background=off)
+    adapted = adapt_checkpoint(checkpoint, inputs, labels, num_steps=steps, background=off, source=base)
     adapted.save(output)
     seconds = time.perf_counter() - started
     report = {

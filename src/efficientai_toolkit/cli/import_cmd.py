@@ -12,7 +12,7 @@ from .export import Format
 
 def import_(
     input: Annotated[Path, typer.Option("--input", "-i", help="Adapter folder of the other library.")],
-    base: Annotated[str, typer.Option("--base", help="Its base encoder: a folder, a package or a hub name.")],
+    base: Annotated[str, typer.Option("--base", help="Its base model: a folder, a package or a hub name.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint (.npz) to write.")],
     format: Format = "peft",
 ) -> None:

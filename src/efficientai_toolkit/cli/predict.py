@@ -47,5 +47,6 @@ def predict(
         else:
             print(f"{'(none of these)' if label is None else label}\t{probability:.4f}")
     if truth is not None:
-        right = sum(label == true for (label, _), true in zip(found, truth, strict=True))
-        print(f"{right} of {len(truth)} as labelled ({100 * right / len(truth):.1f} %)", file=sys.stderr)
+        right = [label == true for (label, _), true in zip(found, truth, strict=True) if true]  # "" is no label
+        if right:
+            print(f"{sum(right)} of {len(right)} as labelled ({100 * sum(right) / len(right):.1f} %)", file=sys.stderr)

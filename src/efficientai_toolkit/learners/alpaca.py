@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 
+from ..config import Positive
 from ..errors import TaskSamplingError
 from ..nn.losses import is_classification
-from ..tasks.episode import Episode
+from ..tasks.episode import Episode, EpisodeStack, as_array
 from .base import MetaLearner
+from .labels import check_rows
 from .learner import Learner, mean_gradient, query_metrics
 from .metric import head_shape
 from .r2d2 import solve_spd, with_one
@@ -53,7 +57,7 @@ class ALPaCALearner(MetaLearner):
     algorithm = "alpaca"
     adapts_by_steps = False
 
-    def build(self, *, noise: float = 0.1, likelihood: bool = True) -> Learner:
+    def build(self, *, noise: Positive = 0.1, likelihood: bool = True) -> Learner:
         weight, bias = head_shape(self._model, self._head)
 
         def init(params, *, key):
@@ -88,8 +92,10 @@ class ALPaCALearner(MetaLearner):
         learner = Learner(adapt, init, predict)
         return learner._replace(meta_grad=meta_grad) if likelihood else learner
 
-    def predict_distribution(self, support_x: mx.array, support_y: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
-        """Mean (N, O) and variance (N, 1) of the targets at `x` (N, *input), given the support."""
+    def predict_distribution(self, support_x: Any, support_y: Any, x: Any) -> tuple[mx.array, mx.array]:
+        """Mean (N, O) and variance (N, 1) of the targets at `x` (N, *input), given the support (S, *input), (S, O)."""
+        support_x, support_y, x = map(as_array, (support_x, support_y, x))
+        check_rows(EpisodeStack(support_x[None], support_y[None], x[None], x[None]))
         problem = self.problem()
         fast = self.learner.adapt(problem, self.meta, support_x, support_y, key=None, num_steps=0)
         return predictive(problem, fast, x)

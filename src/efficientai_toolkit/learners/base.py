@@ -13,6 +13,7 @@ from typing import Any, ClassVar, get_type_hints
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 from pydantic import TypeAdapter, ValidationError
 
 from ..checkpoint import read_npz, write_npz
@@ -20,13 +21,16 @@ from ..errors import CheckpointError, ConfigurationError, ModelError, TaskSampli
 from ..intervals import mean_ci95
 from ..nn.functional import Parameters, clone, trainable, update
 from ..nn.losses import LossFn, is_classification
+from ..nn.statistics import keep, recorded
 from ..nn.trees import check_fit, flatten, unflatten
 from ..optimizers import outer_optimizer as make_optimizer
 from ..tasks.episode import EpisodeStack, as_array, as_stacks
 from .graphs import Graphs
+from .labels import check_range, check_rows, check_slots, classes
 from .learner import Learner, Meta, Metrics, Problem, apply_fast, bind
 
 Episodes = Sequence[Sequence[mx.array]] | EpisodeStack
+FIXED = "fixed/"  # what the names of a model's fixed arrays begin with in a file
 ADAPTATION_STEPS = (0, 1, 3, 5, 10)
 
 
@@ -50,6 +54,9 @@ class MetaLearner:
 
     algorithm: ClassVar[str]
     adapts_by_steps: ClassVar[bool] = True  # or in closed form, whatever the number of steps
+    has_slots: ClassVar[bool] = False  # for the classes of a support, in place of the model's outputs
+    other_labels: ClassVar[str] = ""  # what to do with labels that have none
+    joint: ClassVar[bool] = False  # meta-trains on labels that number all classes of the training split
     per_step_rule: ClassVar[bool] = False  # beyond the trained number of steps, the last step's rates repeat
 
     def __init__(
@@ -69,7 +76,7 @@ class MetaLearner:
     ):
         if not isinstance(model, nn.Module):
             raise ModelError(f"model must be an mlx.nn.Module, got {type(model).__name__}")
-        _check_positive(
+        check_positive(
             inner_lr=inner_lr, outer_lr=None if callable(outer_lr) else outer_lr, gradient_clip=gradient_clip
         )
         _check_whole(0, num_inner_steps=num_inner_steps)
@@ -112,6 +119,9 @@ class MetaLearner:
                 raise ConfigurationError(f"{cls.__name__} has no option {name!r}{did_you_mean(name, known)}")
             try:
                 checked[name] = TypeAdapter(hints[name], config={"allow_inf_nan": False}).validate_python(value)
+                if isinstance(value, bool) is not isinstance(checked[name], bool):
+                    wanted = "a number" if isinstance(value, bool) else "true or false"
+                    raise ConfigurationError(f"{cls.__name__}: option {name!r} should be {wanted}, got {value!r}")
             except ValidationError as error:
                 said = error.errors()[0]["msg"].removeprefix("Input ")
                 raise ConfigurationError(f"{cls.__name__}: option {name!r} {said}, got {value!r}") from None
@@ -148,6 +158,7 @@ class MetaLearner:
             lambda loss_fn: bind(self._model, loss_fn, self._head),
             self._optimizer,
             num_steps=self.num_inner_steps,
+            by_steps=self.adapts_by_steps,
             gradient_clip=self.gradient_clip,
             chunk=self.chunk,
             task_bytes=self._task_bytes,
@@ -168,7 +179,7 @@ class MetaLearner:
             classification; and `param_diff` (L2 norm of the change of all that is meta-learned), `grad_norm`.
         """
         stacks = as_stacks(episodes)
-        self._check_labels(stacks, loss_fn)
+        self._check_labels(stacks, loss_fn, training=True)
         return {name: float(value) for name, value in self.meta_update(stacks, loss_fn).items()}
 
     def meta_update(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None = None) -> Metrics:
@@ -210,7 +221,10 @@ class MetaLearner:
             start, count = self.iteration, 1000 if num_iterations is None else num_iterations
             batches = (tasks.batch_at(start + i, meta_batch_size) for i in range(count))
         else:
-            batches = _cycle(list(tasks), meta_batch_size, num_iterations)
+            episodes = list(tasks)
+            if episodes:
+                self._check_labels(as_stacks(episodes), loss_fn, training=True)
+            batches = _cycle(episodes, meta_batch_size, num_iterations)
         history: list[Metrics] = []
         for stacks in batches:
             history.append(self.meta_update(stacks, loss_fn))
@@ -230,6 +244,9 @@ class MetaLearner:
     ) -> nn.Module:
         """An adapted copy of the model; the learner and its model stay as they are.
 
+        What normalises by its batch (`EpisodicBatchNorm`) normalises by the support's statistics in the copy, so that
+        its answer to an input does not depend on what else is asked.
+
         Args:
             support_x: (S, *input); or the pair (x, y).
             support_y: (S,) classes or (S, *output) targets.
@@ -242,32 +259,44 @@ class MetaLearner:
             support_x, support_y = support_x
         _check_whole(0, num_steps=num_steps)
         problem = self.problem(loss_fn)
-        key = mx.random.key(self.seed)
+        # What is computed in closed form, of embeddings, has no dropout: queries have none either.
+        key = mx.random.key(self.seed) if self.adapts_by_steps else None
         steps = self.num_inner_steps if num_steps is None else num_steps
         x, y = as_array(support_x), as_array(support_y)
         self._check_labels([EpisodeStack(x[None], y[None], x[None], y[None])], loss_fn)
         fast = self.learner.adapt(problem, self._meta, x, y, key=key, num_steps=steps)
         mx.eval(fast)
-        adapted = clone(self.model)
+        adapted = copied = clone(self.model)
         if self.learner.predict is apply_fast:
             update(adapted, fast)
-            return adapted
-        return AdaptedModel(adapted, self.learner, fast, loss_fn, self._head)
+        else:
+            adapted = AdaptedModel(copied, self.learner, fast, loss_fn, self._head)
+        with recorded() as statistics:
+            adapted(x)  # computed only where something normalises by it
+        mx.eval(statistics)
+        keep(copied, statistics)
+        return adapted
 
     def evaluate(
         self,
         episodes: Episodes,
         loss_fn: LossFn | None = None,
         num_adaptation_steps: Sequence[int] = ADAPTATION_STEPS,
+        *,
+        transductive: bool = True,
     ) -> dict[str, float]:
         """Query loss and accuracy after each number of inner steps, means over the episodes.
+
+        `transductive` lets what normalises by its batch (`EpisodicBatchNorm`) see an episode's queries together, as
+        MAML's papers do; without it they are normalised by the support's statistics, each for itself.
 
         Returns:
             `step_{k}_loss`, `step_{k}_acc` (classification), each with its `_ci95` (half-width of the 95 % interval
             of the mean over tasks, by Student's t; 0 for one task), and `final_loss`, the loss after the most steps.
         """
         report: dict[str, float] = {}
-        for name, values in self.evaluate_per_task(episodes, loss_fn, num_adaptation_steps).items():
+        found = self.evaluate_per_task(episodes, loss_fn, num_adaptation_steps, transductive=transductive)
+        for name, values in found.items():
             report[name], width = mean_ci95(values)
             report[f"{name}_ci95"] = width or 0.0
         report["final_loss"] = report[f"step_{max(num_adaptation_steps)}_loss"]
@@ -278,6 +307,8 @@ class MetaLearner:
         episodes: Episodes,
         loss_fn: LossFn | None = None,
         num_adaptation_steps: Sequence[int] = ADAPTATION_STEPS,
+        *,
+        transductive: bool = True,
     ) -> dict[str, np.ndarray]:
         """`step_{k}_loss` and `step_{k}_acc` of every episode, each (tasks,), grouped by shape where shapes differ."""
         steps = tuple(sorted(set(num_adaptation_steps)))
@@ -285,23 +316,20 @@ class MetaLearner:
             raise ConfigurationError(f"num_adaptation_steps must be whole numbers of at least 0, got {list(steps)}")
         stacks = as_stacks(episodes)
         self._check_labels(stacks, loss_fn)
-        return self._graphs.evaluate(self._meta, stacks, loss_fn, steps, self.seed)
+        return self._graphs.evaluate(self._meta, stacks, loss_fn, steps, self.seed, transductive)
 
-    def _check_labels(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None) -> None:
-        """Refuse classes that the model has no output for; what other losses and predictors make of them is theirs."""
-        if loss_fn is not None or self.learner.predict is not apply_fast:
-            return
+    def _check_labels(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None, *, training: bool = False) -> None:
+        """Refuse classes without an output or slot; what other losses and predictors make of them is theirs."""
         for stack in stacks:
+            check_rows(stack)
             if not is_classification(stack.support_y):
                 continue
-            outputs = self.problem().apply(self._meta["model"], stack.support_x[0, :1]).shape[-1]  # not computed
-            for part, labels in (("support", stack.support_y), ("query", stack.query_y)):
-                low, high = int(mx.min(labels)), int(mx.max(labels))
-                if low < 0 or high >= outputs:
-                    raise TaskSamplingError(
-                        f"{part} labels are {low} … {high}, but {type(self._model).__name__} has {outputs} outputs: "
-                        f"classes are 0 … {outputs - 1}"
-                    )
+            if self.has_slots:
+                slots = classes(self.problem(loss_fn), self._meta["model"], stack.support_y[0])
+                check_slots(stack, slots, query=loss_fn is None, remedy=self.other_labels)
+            elif loss_fn is None and self.learner.predict is apply_fast:
+                outputs = self.problem().apply(self._meta["model"], stack.support_x[0, :1]).shape[-1]  # not computed
+                check_range(stack, outputs, f"{type(self._model).__name__} has {outputs} outputs")
 
     # --- persistence ---------------------------------------------------------------------------------------------
 
@@ -310,9 +338,18 @@ class MetaLearner:
         return flatten({**self._meta, "optimizer": self._optimizer_state, "rng": {"counter": self._counter}})
 
     def load_state(self, arrays: Mapping[str, mx.array]) -> None:
-        """Take over what `state` gave; names, shapes and dtypes must fit."""
-        own = self.state()
-        check_fit(arrays, own, f"this {type(self).__name__} over {type(self._model).__name__}")
+        """Take over what `state` gave; names, shapes and dtypes must fit.
+
+        Arrays under `fixed/` are frozen ones that an adapter of the model has for itself (VeRA's A and B).
+        """
+        fixed = {name: array for name, array in arrays.items() if name.startswith(FIXED)}
+        arrays = {name: array for name, array in arrays.items() if name not in fixed}
+        flat: Any = tree_flatten(self._model.parameters())
+        there = {FIXED + path: array for path, array in flat}
+        own, where = self.state(), f"this {type(self).__name__} over {type(self._model).__name__}"
+        check_fit(arrays, own, where)
+        check_fit(fixed, {name: there[name] for name in fixed if name in there}, where)
+        update(self._model, {name.removeprefix(FIXED): array for name, array in fixed.items()})
         tree = unflatten(arrays, {**self._meta, "optimizer": self._optimizer_state})
         self._meta = {"model": tree["model"], "rule": tree["rule"]}
         self._optimizer_state = tree["optimizer"]
@@ -374,7 +411,7 @@ def _cycle(episodes: list, size: int, num_iterations: int | None) -> Iterator[li
         yield as_stacks(list(itertools.islice(source, size)))
 
 
-def _check_positive(**values: float | None) -> None:
+def check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value > 0):
             raise ConfigurationError(f"{name} must be a positive number, got {value!r}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..config import Count, Positive
 from ..nn.functional import trainable
-from ..nn.losses import accuracy
+from ..nn.losses import accuracy, is_classification
 from .base import MetaLearner
 from .inner_loop import inner_loop
+from .labels import check_range, classes
 from .learner import Learner, mean_gradient
-from .metric import classes, embedder, embedding_size, head_shape, one_hot, present, rule_out, unit
+from .metric import embedder, embedding_size, head_shape, one_hot, present, rule_out, unit
 from .update_rules import sgd
 
 HEAD = "head"
@@ -18,13 +20,14 @@ HEAD = "head"
 class BaselinePlusPlus(MetaLearner):
     """Ordinary joint training of encoder and cosine classifier; on a new task a fresh cosine head on frozen features.
 
-    Meta-training pools support and query of all tasks, and takes their labels as they are. Give the classes of the
-    whole training set (0 … `num_base_classes` − 1) for the paper's pre-training; with labels that only say which
-    class of its episode an example is, it trains one model on all tasks jointly. A new task's head takes
-    `num_inner_steps` steps of rate `inner_lr` (the paper: 100) from a small random start.
+    Meta-training pools support and query of all tasks, and takes their labels as they are: the classes of the whole
+    training set, 0 … `num_base_classes` − 1. By configuration, `train` numbers and counts them; in code,
+    `TaskConfig(…, task_params={"labels": "split"})` numbers them and `num_labels(tasks)` counts them. A new task's head
+    takes `num_inner_steps` steps of rate `inner_lr` (the paper: 100) from a small random start.
 
     Options:
-        num_base_classes: classes in training; by default the size of the model's head.
+        num_base_classes: classes in training; by default the size of the model's head, by configuration the training
+            split's.
         scale: factor of the cosines.
         embedding_dim: size of the embedding, where the model does not tell.
 
@@ -33,12 +36,14 @@ class BaselinePlusPlus(MetaLearner):
     """
 
     algorithm = "baseline++"
+    has_slots = True
+    joint = True
 
     def build(
-        self, *, num_base_classes: int | None = None, scale: float = 10.0, embedding_dim: int | None = None
+        self, *, num_base_classes: Count | None = None, scale: Positive = 10.0, embedding_dim: Count | None = None
     ) -> Learner:
-        embed = embedder(self._model, self._head)
         size = embedding_dim or embedding_size(self._model, self._head)
+        embed = embedder(self._model, self._head, size)
         count = num_base_classes or trainable(self._model)[head_shape(self._model, self._head)[0]].shape[0]
         rule = sgd(self.inner_lr)
 
@@ -97,3 +102,12 @@ class BaselinePlusPlus(MetaLearner):
             return mean_gradient(task, meta, stack, keys)
 
         return Learner(adapt, init, predict, meta_grad)
+
+    def _check_labels(self, stacks, loss_fn, *, training=False):
+        count = self._meta["rule"]["base"].shape[0]
+        if not training:
+            super()._check_labels(stacks, loss_fn)
+        elif loss_fn is None:
+            for stack in stacks:
+                if is_classification(stack.support_y):
+                    check_range(stack, count, f"num_base_classes is {count}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..config import Count
 from ..errors import ConfigurationError, ModelError, did_you_mean
 from ..nn.functional import trainable
 from ..nn.head import in_order
@@ -34,9 +35,7 @@ class CAVIALearner(MetaLearner):
 
     algorithm = "cavia"
 
-    def build(self, *, num_context: int = 5, modulates: list[str] | None = None) -> Learner:
-        if num_context < 1:
-            raise ConfigurationError(f"num_context must be at least 1, got {num_context}")
+    def build(self, *, num_context: Count = 5, modulates: list[str] | None = None) -> Learner:
         paths = modulated_paths(self._model) if modulates is None else tuple(modulates)
         known = trainable(self._model)
         for path in paths:

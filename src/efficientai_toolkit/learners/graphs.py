@@ -14,6 +14,7 @@ from mlx.utils import tree_map
 
 from ..devices import memory_budget
 from ..nn.losses import LossFn, accuracy, is_classification
+from ..nn.statistics import given, recorded
 from ..nn.trees import flatten
 from ..optimizers import pure_update
 from ..tasks.episode import EpisodeStack
@@ -29,6 +30,7 @@ class Graphs:
         bind: a loss function (or None) -> the problem.
         optimizer: the outer optimiser; its own state is not used.
         num_steps: inner steps of meta-training.
+        by_steps: the learner adapts by steps, in which an evaluation has the model's dropout as meta-training has.
         gradient_clip: largest global norm of the meta-gradient.
         chunk: tasks at once; None measures one task and chooses, and sets chunks side by side on a CPU's cores.
         task_bytes: what was measured, by shapes; filled as stacks come.
@@ -42,12 +44,13 @@ class Graphs:
         optimizer: optim.Optimizer,
         *,
         num_steps: int,
+        by_steps: bool,
         gradient_clip: float | None,
         chunk: int | None,
         task_bytes: dict[str, int],
         compiled: bool,
     ):
-        self.learner, self.optimizer, self.num_steps = learner, optimizer, num_steps
+        self.learner, self.optimizer, self.num_steps, self.by_steps = learner, optimizer, num_steps, by_steps
         self.gradient_clip, self.chunk, self.task_bytes = gradient_clip, chunk, task_bytes
         self._bind, self._compiled = bind, compiled
         self._problems: dict[LossFn | None, Problem] = {}
@@ -92,7 +95,13 @@ class Graphs:
         return _weighted_means(rows), grads  # type: ignore[return-value]
 
     def evaluate(
-        self, meta: Meta, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None, steps: tuple[int, ...], seed: int
+        self,
+        meta: Meta,
+        stacks: Sequence[EpisodeStack],
+        loss_fn: LossFn | None,
+        steps: tuple[int, ...],
+        seed: int,
+        transductive: bool = True,
     ) -> dict[str, np.ndarray]:
         """`step_{k}_loss` and `step_{k}_acc` of every task, each (tasks,), after each number of inner steps."""
         rows: dict[str, list[np.ndarray]] = {}
@@ -103,7 +112,11 @@ class Graphs:
                 calls.append((meta, keys, tuple(part)))
                 seen += part.num_tasks
         with closing(
-            self._each(("evaluate", loss_fn, steps), lambda: self._evaluation(loss_fn, steps), calls)
+            self._each(
+                ("evaluate", loss_fn, steps, transductive),
+                lambda: self._evaluation(loss_fn, steps, transductive),
+                calls,
+            )
         ) as found:
             for metrics in found:
                 for name, values in metrics.items():
@@ -173,17 +186,26 @@ class Graphs:
         new, state = pure_update(self.optimizer, state, grads, meta)
         return {"param_diff": _norm(tree_map(mx.subtract, new, meta)), "grad_norm": norm}, new, state
 
-    def _evaluation(self, loss_fn: LossFn | None, steps: tuple[int, ...]) -> Callable:
+    def _evaluation(self, loss_fn: LossFn | None, steps: tuple[int, ...], transductive: bool) -> Callable:
         problem, learner = self.problem(loss_fn), self.learner
 
+        def predict(state, sx, qx):
+            if transductive:
+                return learner.predict(problem, state, qx)
+            with recorded() as statistics:
+                learner.predict(problem, state, sx)
+            with given(statistics):
+                return learner.predict(problem, state, qx)
+
         def task(meta, sx, sy, qx, qy, key):
+            key = key if self.by_steps else None  # no dropout in a closed form: the queries have none either
             fast: dict[int, Any] = {}
             last = learner.adapt(problem, meta, sx, sy, key=key, num_steps=steps[-1], each=fast.__setitem__)
             metrics, made = {}, {}
             for k in steps:
                 state = fast.get(k, last)  # what adapts in closed form has one for every k
                 if id(state) not in made:
-                    made[id(state)] = learner.predict(problem, state, qx)
+                    made[id(state)] = predict(state, sx, qx)
                 predictions = made[id(state)]
                 metrics[f"step_{k}_loss"] = problem.criterion(predictions, qy)
                 if is_classification(qy):

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from ..config import Count
-from ..errors import ConfigurationError
+from ..config import Count, Positive
 from ..nn.elementwise import scaling
 from ..nn.trees import ravel
 from ..tasks.episode import Episode
@@ -88,9 +87,7 @@ class IMAMLLearner(MetaLearner):
 
     algorithm = "imaml"
 
-    def build(self, *, strength: float = 2.0, cg_steps: Count = 5, inner_clip: float | None = None) -> Learner:
-        if strength <= 0:
-            raise ConfigurationError(f"strength must be positive, got {strength}")
+    def build(self, *, strength: Positive = 2.0, cg_steps: Count = 5, inner_clip: Positive | None = None) -> Learner:
         rule = proximal_sgd(self.inner_lr, strength, inner_clip)
 
         def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):

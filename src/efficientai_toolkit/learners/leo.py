@@ -9,6 +9,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..backbones.mlp import MLP
+from ..config import Count, NonNegative, Positive, Steps
 from ..errors import ConfigurationError, ModelError, TaskSamplingError
 from ..nn.activations import relu
 from ..nn.functional import Parameters, trainable
@@ -129,15 +130,15 @@ class LEOLearner(MetaLearner):
         self,
         *,
         decodes: str = "head",
-        input_dim: int | None = None,
-        latent_dim: int = 16,
-        hidden_dim: int = 32,
-        finetune_steps: int = 5,
-        finetune_lr: float = 0.001,
-        inner_clip: float | None = 10.0,
-        kl_weight: float = 0.001,
-        encoder_penalty: float = 1e-9,
-        orthogonality: float = 0.1,
+        input_dim: Count | None = None,
+        latent_dim: Count = 16,
+        hidden_dim: Count = 32,
+        finetune_steps: Steps = 5,
+        finetune_lr: Positive = 0.001,
+        inner_clip: Positive | None = 10.0,
+        kl_weight: NonNegative = 0.001,
+        encoder_penalty: NonNegative = 1e-9,
+        orthogonality: NonNegative = 0.1,
     ) -> Learner:
         if decodes not in ("head", "all"):
             raise ConfigurationError(f"decodes must be 'head' or 'all', got {decodes!r}")
@@ -192,8 +193,15 @@ class LEOLearner(MetaLearner):
                 examples = problem.features(model, support_x)
                 groups = one_hot(support_y, target.codes).T
             else:
+                if is_classification(support_y):
+                    raise TaskSamplingError("LEO with decodes='all' is for regression; for classes use decodes='head'")
                 size = support_x.shape[0]
                 examples = mx.concatenate([support_x.reshape(size, -1), support_y.reshape(size, -1)], axis=-1)
+                if examples.shape[1] != example_dim:
+                    raise ModelError(
+                        f"LEO was made for pairs (x, y) of {example_dim} numbers, and these have {examples.shape[1]}; "
+                        "input_dim is the size of x"
+                    )
                 groups = mx.ones((1, size))
             mean, std = encode(arrays, examples, groups)
             code_key, noise_key, inner_key = mx.random.split(mx.random.key(0) if key is None else key, 3)

@@ -6,11 +6,14 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 
+from ..config import Count, Steps
+from ..errors import ConfigurationError
 from ..nn.layers import EpisodicBatchNorm
-from ..optimizers import schedule
+from ..optimizers import Rate, schedule
 from ..tasks.episode import Episode
-from .base import MetaLearner
+from .base import MetaLearner, check_positive
 from .inner_loop import inner_loop
 from .learner import Learner, mean_gradient, query_metrics
 from .maml import maml
@@ -118,22 +121,28 @@ class MAMLPlusPlusLearner(MetaLearner):
         self,
         model: nn.Module,
         inner_lr: float = 0.01,
-        outer_lr: float = 0.001,
+        outer_lr: Rate = 0.001,
         num_inner_steps: int = 5,
         **options: Any,
     ):
-        over = options.get("cosine_iterations")
-        rate: Any = schedule("cosine", outer_lr, over, end=0.01 * outer_lr) if over else outer_lr
-        super().__init__(model, inner_lr, rate, num_inner_steps, **options)
+        over = self._checked({"cosine_iterations": options.get("cosine_iterations")})["cosine_iterations"]
+        if over is not None:
+            if callable(outer_lr) or isinstance(options.get("outer_optimizer"), optim.Optimizer):
+                raise ConfigurationError(
+                    "cosine_iterations is a schedule of its own for outer_lr; leave it out where the optimiser has one"
+                )
+            check_positive(outer_lr=outer_lr)
+            outer_lr = schedule("cosine", outer_lr, over, end=0.01 * outer_lr)
+        super().__init__(model, inner_lr, outer_lr, num_inner_steps, **options)
 
     def build(
         self,
         *,
         lslr: bool = True,
-        multi_step_iterations: int = 10_000,
-        first_order_iterations: int = 0,
+        multi_step_iterations: Steps = 10_000,
+        first_order_iterations: Steps = 0,
         per_step_norm: bool = True,
-        cosine_iterations: int | None = None,
+        cosine_iterations: Count | None = None,
     ) -> Learner:
         rule = learned_rates(self.num_inner_steps, self.inner_lr) if lslr else sgd(self.inner_lr)
         paths = norm_paths(self._model) if per_step_norm and self.num_inner_steps else ()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..config import Count, Steps
 from ..nn.functional import Parameters
+from .labels import classes
 from .learner import Learner
-from .metric import MetricLearner, classes, embedder, embedding_size, one_hot, unit
+from .metric import MetricLearner, embedder, embedding_size, one_hot, unit
 
 
 def lstm_step(arrays: Parameters, name: str, x: mx.array, h: mx.array, c: mx.array) -> tuple[mx.array, mx.array]:
@@ -58,9 +60,9 @@ class MatchingNetwork(MetricLearner):
 
     algorithm = "matching"
 
-    def build(self, *, full_context: bool = False, reads: int = 5, embedding_dim: int | None = None) -> Learner:
-        embed = embedder(self._model, self._head)
+    def build(self, *, full_context: bool = False, reads: Steps = 5, embedding_dim: Count | None = None) -> Learner:
         size = (embedding_dim or embedding_size(self._model, self._head)) if full_context else 0
+        embed = embedder(self._model, self._head, size or None)
 
         def init(params, *, key):
             arrays = {"log_scale": mx.log(mx.array(10.0))}

@@ -8,12 +8,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from ..errors import ModelError, TaskSamplingError
 from ..nn.functional import Parameters, trainable
 from ..nn.head import find_head
-from ..nn.losses import is_classification
-from ..tasks.episode import Episode
+from ..tasks.episode import Episode, as_array
 from .base import MetaLearner
 from .learner import Problem
 
@@ -21,14 +21,18 @@ DISTANCES = ("euclidean", "cosine")
 BELOW = 20.0  # by how much the logit of a class that the support lacks is below all others: a probability of 2e-9
 
 
-def embedder(model: nn.Module, head: str | None) -> Callable[..., mx.array]:
+def embedder(model: nn.Module, head: str | None, size: int | None = None) -> Callable[..., mx.array]:
     """`embed(problem, params, x, *, key=None)` (N, D): the model's features where it says which they are (a method
-    `features`, or a named head), else its output: then the model is an encoder."""
+    `features`, or a named head), else its output: then the model is an encoder. D must be `size`, where that is given.
+    """
     has_features = hasattr(model, "features") or head is not None
 
     def embed(problem: Problem, params: Parameters, x: mx.array, *, key: mx.array | None = None) -> mx.array:
         z = (problem.features if has_features else problem.apply)(params, x, key=key)
-        return z.reshape(z.shape[0], -1)
+        z = z.reshape(z.shape[0], -1)
+        if size is not None and z.shape[1] != size:
+            raise ModelError(f"embedding_dim is {size}, and {type(model).__name__} gives {z.shape[1]} numbers")
+        return z
 
     return embed
 
@@ -36,7 +40,8 @@ def embedder(model: nn.Module, head: str | None) -> Callable[..., mx.array]:
 def embedding_size(model: nn.Module, head: str | None) -> int:
     """D of `embedder`: what goes into the head of a model with features, what comes out of an encoder's last layer."""
     path = find_head(model, head)
-    shape = trainable(model).get(f"{path}.weight", mx.array(0)).shape
+    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))  # a frozen model's head, too
+    shape = weights.get(f"{path}.weight", mx.array(0)).shape
     if len(shape) != 2:
         raise ModelError(f"the size of the embedding cannot be told from {path!r}; give embedding_dim=…")
     return shape[1] if hasattr(model, "features") or head is not None else shape[0]
@@ -50,14 +55,6 @@ def head_shape(model: nn.Module, head: str | None) -> tuple[str, str]:
     if len(shapes.get(weight, ())) != 2 or bias not in shapes:
         raise ModelError(f"the head {path!r} must be a trainable nn.Linear with a bias")
     return weight, bias
-
-
-def classes(problem: Problem, params: Parameters, support_y: mx.array) -> int:
-    """Slots for classes, fixed for the trace: as many as the support may hold, and as the model's head has."""
-    if not is_classification(support_y):
-        raise TaskSamplingError("this learner is for classification: the targets must be integer classes")
-    outputs = [params[path].shape[0] for path in problem.head_paths]
-    return max([support_y.shape[0], *outputs])
 
 
 def one_hot(y: mx.array, count: int) -> mx.array:
@@ -106,10 +103,16 @@ def squared_distances(a: mx.array, b: mx.array) -> mx.array:
 
 def coded(support_y: Any, *others: Any) -> tuple[np.ndarray, list[mx.array]]:
     """The distinct labels (C,) of a support set, integers or strings, and each set of labels as places among them."""
-    names = np.unique(np.asarray(support_y))
+    given = [np.asarray(labels) for labels in (support_y, *others)]
+    for labels in given:
+        if labels.ndim != 1 or labels.dtype.kind not in "biufUS":
+            what = f"{labels.ndim}-dimensional" if labels.ndim != 1 else f"of type {labels.dtype}"
+            raise TaskSamplingError(f"labels are {what}; expected one integer or string an example")
+    names = np.unique(given[0])
+    if not len(names):
+        raise TaskSamplingError("the support is empty; at least one example is needed")
     places = []
-    for labels in (support_y, *others):
-        labels = np.asarray(labels)
+    for labels in given:
         place = np.minimum(np.searchsorted(names, labels), len(names) - 1)
         if not np.array_equal(names[place], labels):
             missing = next(x for x in labels.ravel() if x not in names)
@@ -122,6 +125,8 @@ class MetricLearner(MetaLearner):
     """A learner whose fast state is made of the support's embeddings: no inner steps, labels of any kind."""
 
     adapts_by_steps = False
+    has_slots = True
+    other_labels = "; for labels of any kind use classify and train_episodes"
 
     def train_episodes(
         self, episodes: Sequence[Sequence[Any]], *, meta_batch_size: int = 1, num_iterations: int | None = None
@@ -137,7 +142,12 @@ class MetricLearner(MetaLearner):
             every metric's history, one value an outer step.
         """
         ready = []
-        for sx, sy, qx, qy in episodes:
+        for number, episode in enumerate(episodes):
+            if len(episode) != 4:
+                raise TaskSamplingError(
+                    f"episode {number} has {len(episode)} parts; expected (support_x, support_y, query_x, query_y)"
+                )
+            sx, sy, qx, qy = episode
             _, (support_y, query_y) = coded(sy, qy)
             ready.append(Episode(mx.array(sx), support_y, mx.array(qx), query_y))
         return self.meta_train(ready, num_iterations=num_iterations, meta_batch_size=meta_batch_size)
@@ -153,7 +163,9 @@ class MetricLearner(MetaLearner):
         Returns:
             (Q,) labels.
         """
+        support_x, query_x = as_array(support_samples), as_array(query_samples)
         names, (support_y,) = coded(support_labels)
-        adapted = self.adapt(mx.array(support_samples), support_y)
-        logits = adapted(mx.array(query_samples))
+        if not query_x.size:
+            raise TaskSamplingError("classify was given no query samples; at least one is needed")
+        logits = self.adapt(support_x, support_y)(query_x)
         return names[np.array(mx.argmax(logits, axis=-1))]

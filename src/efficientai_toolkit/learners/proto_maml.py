@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..config import Positive
 from ..errors import ConfigurationError, TaskSamplingError, did_you_mean
 from ..nn.losses import is_classification
 from .base import MetaLearner
@@ -30,7 +31,9 @@ class ProtoMAMLLearner(MetaLearner):
 
     algorithm = "proto_maml"
 
-    def build(self, *, distance_metric: str = "euclidean", scale: float = 10.0, first_order: bool = False) -> Learner:
+    def build(
+        self, *, distance_metric: str = "euclidean", scale: Positive = 10.0, first_order: bool = False
+    ) -> Learner:
         if distance_metric not in DISTANCES:
             raise ConfigurationError(
                 f"unknown distance_metric {distance_metric!r}{did_you_mean(distance_metric, DISTANCES)}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from ..config import Positive
 from ..errors import ConfigurationError, did_you_mean
+from .labels import classes
 from .learner import Learner
 from .metric import (
     DISTANCES,
     MetricLearner,
     class_means,
-    classes,
     embedder,
     one_hot,
     present,
@@ -40,7 +41,7 @@ class PrototypicalNetwork(MetricLearner):
 
     algorithm = "protonet"
 
-    def build(self, *, distance_metric: str = "euclidean", scale: float = 10.0) -> Learner:
+    def build(self, *, distance_metric: str = "euclidean", scale: Positive = 10.0) -> Learner:
         if distance_metric not in DISTANCES:
             raise ConfigurationError(
                 f"unknown distance_metric {distance_metric!r}{did_you_mean(distance_metric, DISTANCES)}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from ..config import Positive
 from ..nn.losses import is_classification
 from .base import MetaLearner
+from .labels import classes
 from .learner import Learner
-from .metric import classes, one_hot, present, rule_out
+from .metric import one_hot, present, rule_out
 
 
 def solve_spd(a: mx.array, b: mx.array) -> mx.array:
@@ -57,8 +59,9 @@ class R2D2Learner(MetaLearner):
 
     algorithm = "r2d2"
     adapts_by_steps = False
+    has_slots = True
 
-    def build(self, *, strength: float = 1.0) -> Learner:
+    def build(self, *, strength: Positive = 1.0) -> Learner:
         def init(params, *, key):
             rule = {"log_strength": mx.log(mx.array(strength)), "scale": mx.array(10.0), "shift": mx.array(0.0)}
             return {"model": params, "rule": rule}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..backbones.mlp import MLP
+from ..config import Count
 from ..nn.functional import functional, trainable
 from ..tasks.episode import Episode
+from .labels import classes
 from .learner import Learner, mean_gradient, query_metrics
-from .metric import MetricLearner, class_means, classes, embedder, embedding_size, one_hot, present, rule_out
+from .metric import MetricLearner, class_means, embedder, embedding_size, one_hot, present, rule_out
 
 
 def score_error(scores: mx.array, y: mx.array) -> mx.array:
@@ -33,9 +35,9 @@ class RelationNetwork(MetricLearner):
 
     algorithm = "relation"
 
-    def build(self, *, hidden_dim: int = 64, embedding_dim: int | None = None) -> Learner:
-        embed = embedder(self._model, self._head)
+    def build(self, *, hidden_dim: Count = 64, embedding_dim: Count | None = None) -> Learner:
         size = embedding_dim or embedding_size(self._model, self._head)
+        embed = embedder(self._model, self._head, size)
         relate = functional(MLP(2 * size, 1, hidden_dim, 2))
 
         def init(params, *, key):

@@ -13,6 +13,7 @@ import mlx.nn as nn
 
 from .conv import conv2d, custom_function, max_pool2d
 from .functional import next_key
+from .statistics import given_to, record
 
 __all__ = ["Conv2d", "Dropout", "EpisodicBatchNorm", "Linear", "conv2d", "max_pool2d", "shared_times"]
 
@@ -124,9 +125,11 @@ class Conv2d(nn.Module):
 
 
 class EpisodicBatchNorm(nn.Module):
-    """Batch norm with the statistics of the batch it is given, and no memory: the transductive setting of MAML.
+    """Batch norm by the batch's own statistics, without memory of other batches: the transductive setting of MAML,
+    in which what is asked together is normalised together.
 
-    Normalises `x` (..., C) over every axis but the last, with the biased variance.
+    Normalises `x` (..., C) over every axis but the last, with the biased variance; within `nn.statistics.given`, by
+    what is given there, as an adapted model does by its support's statistics.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5):
@@ -136,10 +139,11 @@ class EpisodicBatchNorm(nn.Module):
         self.eps = eps
 
     def __call__(self, x: mx.array) -> mx.array:
-        axes = tuple(range(x.ndim - 1))
-        mean = mx.mean(x, axis=axes)
+        axes, found = tuple(range(x.ndim - 1)), given_to(self)
+        mean = mx.mean(x, axis=axes) if found is None else found[0]
         centred = x - mean
-        variance = mx.mean(mx.square(centred), axis=axes)
+        variance = mx.mean(mx.square(centred), axis=axes) if found is None else found[1]
+        record(self, mean, variance)
         return centred * (mx.rsqrt(variance + self.eps) * self.weight) + self.bias
 
 

@@ -6,7 +6,6 @@ learner's fast state: adapter and head, or prototypes). The base model's weights
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +20,10 @@ from ..errors import CheckpointError, DataError, DataNotFoundError, ModelError
 from ..files import read_json, write_json
 from ..learners.learner import apply_fast
 from ..nn.functional import trainable, update
+from ..nn.statistics import by_module, by_path, given, recorded
 from ..nn.trees import check_fit, flatten
+from ..tasks import family
+from .base_model import check_base, describe_base, fixed_arrays, load_checkpoint, move_base, placing, take_fixed
 from .build import build_learner, build_model, checkpoint_file, restore
 
 if TYPE_CHECKING:
@@ -29,9 +31,17 @@ if TYPE_CHECKING:
 
 FORMAT, FORMAT_VERSION = "efficientai-toolkit adapted model", 1
 ABOUT, ARRAYS = "adapted.json", "adapted.npz"
+_STATISTICS = "statistics/"  # what the names of the support's begin with in a file
 _BATCH = 32
-_SIZES = ("hidden_size", "num_layers", "vocab_size")
 _OFF_SHARE = 0.95
+# What `adapted.json` must hold, and the types of each.
+_PARTS: dict[str, tuple[type, ...]] = {
+    "labels": (list, type(None)),
+    "examples": (dict,),
+    "threshold": (int, float, type(None)),
+    "base": (dict,),
+    "config": (dict,),
+}
 _FOLDS = 3  # of held-out support examples that a threshold is calibrated on
 
 
@@ -53,6 +63,8 @@ class AdaptedTask:
         fast: what `learner.adapt` gave.
         labels: of the columns of the predictions; None for regression.
         threshold: scores below it mean "none of these"; None never says so.
+        counts: examples of each label.
+        statistics: of the support, by `support_statistics`: what normalises by its batch normalises by them.
     """
 
     def __init__(
@@ -62,9 +74,11 @@ class AdaptedTask:
         labels: list[str] | None,
         threshold: float | None = None,
         counts: dict[str, int] | None = None,
+        statistics: dict[str, mx.array] | None = None,
     ):
         self.base, self.learner, self.config, self.fast = base, base.learner, base.config, fast
         self.labels, self.threshold, self.counts = labels, threshold, counts or {}
+        self.statistics = statistics or {}
         self.reads_texts = self.config.model.reads_texts
         self._inputs = Inputs(self.config)
 
@@ -82,10 +96,11 @@ class AdaptedTask:
     def outputs(self, inputs: Any) -> mx.array:
         """Texts (N,) or numbers (N, *input) → logits (N, labels), or targets (N, *output)."""
         problem, parts = self.learner.problem(), []
-        for start in range(0, len(inputs), _BATCH):
-            x = self._inputs(inputs[start : start + _BATCH])
-            parts.append(self.learner.learner.predict(problem, self.fast, x))
-            mx.eval(parts[-1])
+        with given(by_module(self.learner.model, self.statistics)):
+            for start in range(0, len(inputs), _BATCH):
+                x = self._inputs(inputs[start : start + _BATCH])
+                parts.append(self.learner.learner.predict(problem, self.fast, x))
+                mx.eval(parts[-1])
         out = mx.concatenate(parts)
         # A metric learner keeps a column for every class that its support could have held.
         return out if self.labels is None else out[:, : len(self.labels)]
@@ -95,7 +110,8 @@ class AdaptedTask:
         if self.labels is None:
             raise ModelError("this is a regression model, which predicts numbers, not labels; use `outputs`")
         logits = self.outputs(inputs)
-        probabilities, known = np.array(mx.softmax(logits, axis=-1)), scores(logits) >= (self.threshold or -np.inf)
+        threshold = -np.inf if self.threshold is None else self.threshold
+        probabilities, known = np.array(mx.softmax(logits, axis=-1)), scores(logits) >= threshold
         best = probabilities.argmax(1)
         return [
             (self.labels[i] if known[row] else None, float(probabilities[row, i]))
@@ -111,10 +127,16 @@ class AdaptedTask:
             "labels": self.labels,
             "examples": self.counts,
             "threshold": self.threshold,
-            "base": _describe(self.base),
+            "base": {
+                **describe_base(self.config, self.learner.model),
+                "input_shape": list(self.base.input_shape),
+                "output_dim": self.base.output_dim,
+            },
             "config": {name: part for name, part in self.config.to_dict().items() if name not in ("paths", "logging")},
         }
-        write_npz(folder / ARRAYS, flatten(self.fast), {"labels": self.labels})
+        statistics = {_STATISTICS + name: array for name, array in self.statistics.items()}
+        arrays = {**flatten(self.fast), **fixed_arrays(self.learner.model), **statistics}
+        write_npz(folder / ARRAYS, arrays, {"labels": self.labels})
         write_json(folder / ABOUT, about)
 
     @classmethod
@@ -131,30 +153,27 @@ class AdaptedTask:
         folder = Path(folder)
         if not (folder / ABOUT).is_file():
             raise DataNotFoundError(f"{folder} has no {ABOUT}: not a folder that `adapt` wrote")
-        about = read_json(folder / ABOUT)
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise CheckpointError(f"{folder / ABOUT} is of another format; expected one that `adapt` wrote")
-        if about.get("format_version") != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{folder / ABOUT} has version {about.get('format_version')!r}; this release reads {FORMAT_VERSION}"
-            )
+        about = _about(folder / ABOUT)
         config = MetaLearningConfig.from_dict(about["config"], where=str(folder / ABOUT))
-        if source is not None:
-            config.model.source = source
+        move_base(config, source)
         arrays, header = read_npz(folder / ARRAYS)
         if header.get("labels") != about["labels"]:
             raise CheckpointError(f"{folder}: {ABOUT} and {ARRAYS} do not belong together; adapt again")
         shape, outputs = tuple(about["base"]["input_shape"]), about["base"]["output_dim"]
-        base = Loaded(structure(config, shape, outputs), config, shape, outputs, about["labels"] is not None)
-        learner = base.learner
-        _check_base(base, about["base"], folder)
-        fast = _nested(arrays)
+        with placing(about["base"], config, folder):
+            learner = structure(config, shape, outputs)
+        base = Loaded(learner, config, shape, outputs, about["labels"] is not None)
+        check_base(about["base"], config, learner.model, folder)
+        statistics = {name: array for name, array in arrays.items() if name.startswith(_STATISTICS)}
+        arrays = {name: array for name, array in arrays.items() if name not in statistics}
+        fast = _nested(take_fixed(learner.model, arrays, config, folder))
         own = trainable(learner.model)
         weights = fast if learner.learner.predict is apply_fast else fast.get("model", {})
         resized = [name for name in weights if name in own and weights[name].shape[1:] == own[name].shape[1:]]
         expected = {name: weights[name] if name in resized and name.startswith("head.") else own[name] for name in own}
         check_fit(weights, expected, repr(config.model.source) if config.model.reads_texts else "this model")
-        return cls(base, fast, about["labels"], about["threshold"], about["examples"])
+        statistics = {name.removeprefix(_STATISTICS): array for name, array in statistics.items()}
+        return cls(base, fast, about["labels"], about["threshold"], about["examples"], statistics)
 
 
 class Inputs:
@@ -173,7 +192,7 @@ class Inputs:
         if self._encode is None:
             params = self._config.task_distribution.task_params
             source = params.get("tokenizer", self._config.model.source)
-            self._encode = load_tokenizer(source, max_length=params.get("max_length", 64))
+            self._encode = load_tokenizer(source, max_length=_max_length(self._config))
         ids = self._encode(list(inputs))
         width = next((b for b in BUCKETS if b >= ids.shape[1]), ids.shape[1])
         return mx.pad(ids, [(0, 0), (0, width - ids.shape[1])], constant_values=self._encode.pad_id)
@@ -186,6 +205,7 @@ def adapt_checkpoint(
     *,
     num_steps: int | None = None,
     background: Sequence[Any] | None = None,
+    source: str | None = None,
 ) -> AdaptedTask:
     """Adapt what `train` saved to a user's own examples.
 
@@ -195,46 +215,64 @@ def adapt_checkpoint(
         labels: of each, any strings, as many different ones as there are, each with at least one example.
         num_steps: inner steps; default: as trained.
         background: inputs that belong to none of the labels; from their scores a "none of these" threshold is set.
+        source: where the base model is on this machine, where it differs from where it was.
 
     Raises:
         DataError, ModelError: the examples cannot be learned by this model.
+        CheckpointError: the checkpoint is damaged, or is for another base model.
     """
     path = checkpoint_file(checkpoint)
-    base = load_learner(path)
+    base = load_learner(path, source=source)
     learner = base.learner
     x = Inputs(base.config)(inputs)
     _check_inputs(learner, x, path)
     if not base.classification:
         if background is not None:
             raise ModelError(f"{path} is a regression model: it has no labels, so nothing can be none of them")
-        return AdaptedTask(base, _adapt(learner, x, _targets(labels), num_steps), None)
+        fast = _adapt(learner, x, _targets(labels), num_steps)
+        return AdaptedTask(base, fast, None, statistics=support_statistics(learner, fast, x))
     names = list(dict.fromkeys(labels))
     y = np.array([names.index(label) for label in labels], np.int32)
     widen_head(learner, len(names))
     fast = _adapt(learner, x, mx.array(y), num_steps)
     counts = {name: int((y == i).sum()) for i, name in enumerate(names)}
-    adapted = AdaptedTask(base, fast, names, None, counts)
+    adapted = AdaptedTask(base, fast, names, None, counts, support_statistics(learner, fast, x))
     if background is not None:
         adapted.threshold = calibrate(adapted, x, y, background, num_steps)
     return adapted
 
 
-def load_learner(path: Path) -> Loaded:
-    """The learner of a checkpoint. For texts no data set is read: what the tasks were does not matter to a new one."""
-    stored = read_header(path).get("config")
+def support_statistics(learner: MetaLearner, fast: Any, x: mx.array) -> dict[str, mx.array]:
+    """By what the adapted model normalises its support `x`; nothing, where nothing in it normalises by its batch."""
+    with recorded() as statistics:
+        learner.learner.predict(learner.problem(), fast, x)
+    found = by_path(learner.model, statistics)
+    mx.eval(found)
+    return found
+
+
+def load_learner(path: Path, *, source: str | None = None) -> Loaded:
+    """The learner of a checkpoint, over the base model at `source` where that is given.
+
+    For texts no data set is read: what the tasks were does not matter to a new one.
+    """
+    header = read_header(path)
+    stored = header.get("config")
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path} holds no configuration (it was made by `save`, not by `train`)")
     config = MetaLearningConfig.from_dict(stored, where=str(path))
+    move_base(config, source)
     if not config.model.reads_texts:
         built = restore(path, config=config)
         tasks = built.splits.train
         outputs = max(split.output_dim for split in built.splits)
         return Loaded(built.learner, config, tasks.input_shape, outputs, tasks.is_classification)
     section = config.task_distribution
-    shape = (section.task_params.get("max_length", 64),)
+    shape = (_max_length(config),)
     outputs = max(section.n_way, section.task_params.get("train_n_way", 0))
-    learner = structure(config, shape, outputs)
-    learner.load(path)
+    with placing(header.get("base"), config, path):
+        learner = structure(config, shape, outputs)
+    load_checkpoint(learner, config, path)
     return Loaded(learner, config, shape, outputs)
 
 
@@ -291,7 +329,8 @@ def calibrate(
             break
         rest, held = mx.array(np.flatnonzero(~out)), mx.array(np.flatnonzero(out))
         fast = _adapt(learner, x[rest], mx.array(y[~out]), num_steps)
-        logits = learner.learner.predict(problem, fast, x[held])[:, : len(counts)]
+        with given(by_module(learner.model, support_statistics(learner, fast, x[rest]))):
+            logits = learner.learner.predict(problem, fast, x[held])[:, : len(counts)]
         known.append(scores(logits))
     return threshold_between(np.concatenate(known), off) if known else float(np.quantile(off, _OFF_SHARE))
 
@@ -305,36 +344,29 @@ def threshold_between(on: np.ndarray, off: np.ndarray) -> float:
     return float(candidates[int(np.argmax(balanced))])
 
 
-def _describe(base: Loaded) -> dict[str, Any]:
-    """What the base model is, so that another is not taken for it."""
-    about: dict[str, Any] = {"input_shape": list(base.input_shape), "output_dim": base.output_dim}
-    if not base.config.model.reads_texts:
-        return {"source": base.config.model.backbone, **about}
-    model: Any = base.learner.model
-    sizes = {name: getattr(model.config, name) for name in _SIZES}
-    return {"source": base.config.model.source, **sizes, "fingerprint": _fingerprint(model), **about}
+def _about(file: Path) -> dict[str, Any]:
+    """What `adapted.json` says, with all of its parts there."""
+    about = read_json(file)
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise CheckpointError(f"{file} is of another format; expected one that `adapt` wrote")
+    if about.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has version {about.get('format_version')!r}; this release reads {FORMAT_VERSION}"
+        )
+    bad = [name for name, types in _PARTS.items() if name not in about or not isinstance(about[name], types)]
+    if not bad:
+        sizes = {"input_shape": list, "output_dim": int}
+        bad = [f"base.{name}" for name, kind in sizes.items() if not isinstance(about["base"].get(name), kind)]
+    if bad:
+        raise CheckpointError(f"{file} is damaged: {', '.join(bad)} missing or of the wrong type; adapt again")
+    return about
 
 
-def _fingerprint(model: Any) -> str:
-    """Of the frozen word embeddings: a megabyte of them tells one pre-trained model from another."""
-    embedding = model.lm.model.embed_tokens if "lm" in model else model.embeddings.word_embeddings
-    weight = embedding.base.weight if "base" in embedding else embedding.weight
-    return hashlib.blake2b(np.array(weight[:512].astype(mx.float32)).tobytes(), digest_size=16).hexdigest()
-
-
-def _check_base(loaded: Loaded, base: dict[str, Any], folder: Path) -> None:
-    if not loaded.config.model.reads_texts:
-        return
-    model: Any = loaded.learner.model
-    source, here = base.get("source"), loaded.config.model.source
-    for name in _SIZES:
-        if getattr(model.config, name) != base.get(name):
-            raise CheckpointError(
-                f"{folder} was adapted over {source!r} with {name} {base.get(name)}, "
-                f"and {here!r} has {getattr(model.config, name)}"
-            )
-    if _fingerprint(model) != base.get("fingerprint"):
-        raise CheckpointError(f"{folder} was adapted over {source!r}, and the weights of {here!r} are others")
+def _max_length(config: MetaLearningConfig) -> int:
+    """Tokens after which texts were cut in training."""
+    section = config.task_distribution
+    default = max(getattr(family(name), "max_length", 0) for name in section.task_families)
+    return section.task_params.get("max_length", default)
 
 
 def _check_inputs(learner: MetaLearner, x: mx.array, path: Path) -> None:
@@ -352,7 +384,7 @@ def _adapt(learner: MetaLearner, x: mx.array, y: mx.array, num_steps: int | None
         learner.meta,
         x,
         y,
-        key=mx.random.key(learner.seed),
+        key=mx.random.key(learner.seed) if learner.adapts_by_steps else None,
         num_steps=learner.num_inner_steps if num_steps is None else num_steps,
     )
     mx.eval(fast)

@@ -6,16 +6,18 @@ import inspect
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from ..backbones import build_backbone
 from ..checkpoint import read_header
 from ..config import MetaLearningConfig
-from ..errors import CheckpointError, CheckpointNotFoundError, ConfigurationError, did_you_mean
+from ..errors import CheckpointError, CheckpointNotFoundError, ConfigurationError, ToolkitError, did_you_mean
 from ..learners import learner_class
 from ..learners.base import MetaLearner
 from ..optimizers import schedule
-from ..tasks.build import Splits, build_splits
+from ..tasks.build import Splits, build_splits, num_labels
+from .base_model import load_checkpoint, placing
 
 
 class Built(NamedTuple):
@@ -30,10 +32,13 @@ def build(config: MetaLearningConfig) -> Built:
     Raises:
         ConfigurationError, TaskSamplingError, AdapterError, DataError: it describes nothing that can be.
     """
-    learner_class(config.algorithm)  # an unknown name is said before any data is read
+    joint = learner_class(config.algorithm).joint  # and an unknown name is said before any data is read
     paths, seed = config.paths, config.seed
     data_dir = None if paths.data_dir is None else Path(paths.data_dir).expanduser()
-    splits = build_splits(_task_section(config), data_dir=data_dir, seed=seed)
+    splits = build_splits(_task_section(config), data_dir=data_dir, seed=seed, joint=joint)
+    if joint:  # kept with the configuration, so that the learner can be built without its tasks
+        learned = {"num_base_classes": num_labels(splits.train), **config.learner}
+        config = config.model_copy(update={"learner": learned})
     _check_kind(config, splits)
     if config.target_accuracy is not None and not splits.train.is_classification:
         raise ConfigurationError(
@@ -63,14 +68,13 @@ def _check_kind(config: MetaLearningConfig, splits: Splits) -> None:
 
 
 def _cached(model: nn.Module, splits: Splits) -> Splits:
-    """`splits` through a cache of the layers below the first adapter, where the model is an encoder that has some."""
+    """`splits` through a cache of the frozen layers below the first adapter, where the model has some."""
     if not splits.train.reads_texts:
         return splits
-    from ..backbones.bert import Encoder
-    from ..backbones.frozen_prefix import FrozenPrefix, frozen_layers
+    from ..backbones.frozen_prefix import Cacheable, FrozenPrefix, frozen_layers
     from ..tasks.storage import user_cache
 
-    if not isinstance(model, Encoder) or not frozen_layers(model):
+    if not isinstance(model, Cacheable) or not frozen_layers(model):
         return splits
     prefix = FrozenPrefix(model, user_cache() / "prefix")
     return Splits(*(split.through(prefix) for split in splits))
@@ -91,11 +95,14 @@ def build_model(config: MetaLearningConfig, input_shape: tuple[int, ...], output
     head = options.pop("train_head", False)
     try:
         settings = adapter_config(config.adapter.method, **options)
-    except TypeError as error:
+        key = mx.random.key(config.seed)
+        return attach(model, settings, config.adapter.target_modules, key=key, train_head=head)
+    except ToolkitError:
+        raise
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"adapter: {config.adapter.method!r} cannot be built from {options}: {error}"
+            f"adapter: {config.adapter.method!r} cannot be built from {config.adapter.options}: {error}"
         ) from error
-    return attach(model, settings, config.adapter.target_modules, train_head=head)
 
 
 def build_learner(config: MetaLearningConfig, model: nn.Module) -> MetaLearner:
@@ -143,15 +150,17 @@ def restore(checkpoint: str | Path, overrides: Any = (), config: MetaLearningCon
         config: in place of the checkpoint's own.
     """
     path = checkpoint_file(checkpoint)
+    header = read_header(path)
     if config is None:
-        stored = read_header(path).get("config")
+        stored = header.get("config")
         if not isinstance(stored, dict):
             raise CheckpointError(
                 f"{path} holds no configuration (it was made by `save`, not by `train`); give --config"
             )
         config = MetaLearningConfig.from_dict(stored, overrides, where=str(path))
-    built = build(config)
-    built.learner.load(path)
+    with placing(header.get("base"), config, path):
+        built = build(config)
+    load_checkpoint(built.learner, config, path)
     return built
 
 

@@ -74,13 +74,19 @@ def evaluate_built(built: Built, *, episodes: int | None = None, steps: Sequence
         built.splits.test,
         episodes=section.episodes if episodes is None else episodes,
         steps=section.steps if steps is None else steps,
+        transductive=section.transductive,
     )
     found.report["families"] = list(built.config.task_distribution.task_families)
     return found
 
 
 def evaluate_tasks(
-    learner: MetaLearner, tasks: TaskDistribution, *, episodes: int = 600, steps: Sequence[int] = (0, 1, 3, 5, 10)
+    learner: MetaLearner,
+    tasks: TaskDistribution,
+    *,
+    episodes: int = 600,
+    steps: Sequence[int] = (0, 1, 3, 5, 10),
+    transductive: bool = True,
 ) -> Evaluation:
     """Evaluate `learner` on `episodes` episodes of `tasks`.
 
@@ -97,7 +103,9 @@ def evaluate_tasks(
     shown = tuple(sorted({0, trained, *steps}))
     measured = tuple(sorted({*shown, *range(min(shown[-1], _EVERY_STEP) + 1)}))
     started = time.perf_counter()
-    parts = [learner.evaluate_per_task(stacks, None, measured) for stacks in draw(tasks, episodes)]
+    parts = [
+        learner.evaluate_per_task(stacks, None, measured, transductive=transductive) for stacks in draw(tasks, episodes)
+    ]
     seconds = time.perf_counter() - started
     per_task = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -116,6 +124,7 @@ def evaluate_tasks(
         "iteration": learner.iteration,
         "episodes": len(values),
         "trained_steps": trained,
+        "transductive": transductive,
         "steps": shown,
         "headline": {
             "metric": "accuracy" if short == "acc" else "loss",

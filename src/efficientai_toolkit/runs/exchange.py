@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,58 +14,85 @@ from ..adapters.attach import adapters_of
 from ..adapters.formats import fuse_folder
 from ..adapters.formats_mlx import export_mlx_lm, import_mlx_lm
 from ..adapters.formats_peft import export_peft, import_peft
+from ..backbones import backbone_class
 from ..checkpoint import write_npz
 from ..config import MetaLearningConfig
 from ..errors import AdapterError, ConfigurationError, did_you_mean
+from ..pretrained import backbone_of, resolve
 from .adapted import ABOUT, AdaptedTask, load_learner
+from .base_model import describe_base, fixed_arrays
 from .build import build_learner, checkpoint_file
 
 EXPORTS = {"peft": export_peft, "mlx-lm": export_mlx_lm}
-IMPORTS = {"peft": import_peft, "mlx-lm": import_mlx_lm}
+# Of PEFT without its classifier: the prototypes of one's own labels take its place.
+IMPORTS = {"peft": functools.partial(import_peft, head=False), "mlx-lm": import_mlx_lm}
 
 
 class Opened(NamedTuple):
     model: nn.Module  # with the adapted weights in it
-    source: str  # the base model
+    config: MetaLearningConfig
+
+    @property
+    def source(self) -> str:
+        """The base model."""
+        return self.config.model.source
 
 
 def open_adapted(path: str | Path, *, source: str | None = None) -> Opened:
-    """The model of a folder that `adapt` wrote, of a checkpoint, or of a run folder."""
+    """The model of a folder that `adapt` wrote, of a checkpoint, or of a run folder.
+
+    Args:
+        path: it.
+        source: where the base model is on this machine, where it differs from where it was.
+    """
     if (Path(path) / ABOUT).is_file():
         adapted = AdaptedTask.load(path, source=source)
-        return _with_adapter(adapted.model, adapted.config.model.source, path)
-    loaded = load_learner(checkpoint_file(path))
-    return _with_adapter(loaded.learner.model, loaded.config.model.source, path)
+        opened = Opened(adapted.model, adapted.config)
+    else:
+        loaded = load_learner(checkpoint_file(path), source=source)
+        opened = Opened(loaded.learner.model, loaded.config)
+    if adapters_of(opened.model) is None:
+        raise AdapterError(f"{path} has no adapter: all of its model was trained")
+    return opened
 
 
 def export_adapter(path: str | Path, format: str, folder: str | Path, *, source: str | None = None) -> Path:
     """Write the adapter of `path` (see `open_adapted`) as `format` ("peft" or "mlx-lm") has it.
 
     Raises:
-        AdapterError: the method has no counterpart there.
+        AdapterError: the method or the model has no counterpart there.
     """
     write = EXPORTS[_format(format)]
     opened = open_adapted(path, source=source)
+    backbone = opened.config.model.backbone
+    if format == "mlx-lm" and backbone != "language_model":
+        raise AdapterError(
+            f"mlx-lm has language models only, and the base of {path} is of backbone {backbone!r}; use --format peft"
+        )
     return write(opened.model, folder, base_model=opened.source)
 
 
 def import_adapter(folder: str | Path, format: str, source: str, checkpoint: str | Path) -> dict[str, Any]:
-    """Write the adapter of another library over the encoder `source` as a checkpoint that `adapt` can start from.
+    """Write the adapter of another library over the model `source` as a checkpoint that `adapt` can start from.
 
-    The checkpoint is a prototypical network over the adapted encoder: it learns labels from a few examples as it is.
+    The checkpoint is a prototypical network over the adapted model (an encoder or a language model): it learns labels
+    from a few examples as it is.
 
     Returns:
         what was read: the method and its number of parameters.
     """
-    from ..backbones.bert import load_encoder
-
-    read = IMPORTS[_format(format)]
-    model = read(load_encoder(source, num_classes=2), folder)
+    read, backbone = IMPORTS[_format(format)], backbone_of(source)
+    model = read(backbone_class(backbone)(source, num_classes=2), folder)
     attached = adapters_of(model)
     assert attached is not None
-    config = _configuration(attached.configs["default"], attached.paths["default"], source)
+    config = _configuration(attached.configs["default"], attached.paths["default"], backbone, source)
     learner = build_learner(config, model)
-    write_npz(checkpoint, learner.state(), {"learner": learner.describe(), "config": config.to_dict()})
+    header = {
+        "learner": learner.describe(),
+        "base": describe_base(config, learner.model),
+        "config": config.to_dict(),
+    }
+    write_npz(checkpoint, {**learner.state(), **fixed_arrays(learner.model)}, header)
     return {"method": config.adapter.method, "parameters": learner.num_trainable}
 
 
@@ -72,16 +100,8 @@ def fuse(
     path: str | Path, folder: str | Path, *, source: str | None = None, dequantize: bool = False
 ) -> dict[str, float]:
     """Write the base model of `path` with its adapter folded in; see `fuse_folder` for what is returned."""
-    from ..pretrained import resolve
-
     opened = open_adapted(path, source=source)
     return fuse_folder(opened.model, resolve(opened.source), folder, dequantize=dequantize)
-
-
-def _with_adapter(model: nn.Module, source: str, path: str | Path) -> Opened:
-    if adapters_of(model) is None:
-        raise AdapterError(f"{path} has no adapter: all of its model was trained")
-    return Opened(model, source)
 
 
 def _format(name: str) -> str:
@@ -90,7 +110,7 @@ def _format(name: str) -> str:
     return name
 
 
-def _configuration(config: AdapterConfig, paths: list[str], source: str) -> MetaLearningConfig:
+def _configuration(config: AdapterConfig, paths: list[str], backbone: str, source: str) -> MetaLearningConfig:
     kind = type(config).__name__
     method = next(name for name, place in ADAPTERS.items() if place.endswith(f":{kind}"))
     options = {
@@ -102,7 +122,7 @@ def _configuration(config: AdapterConfig, paths: list[str], source: str) -> Meta
             "meta_learning": {"algorithm": "protonet", "num_inner_steps": 0},
             "learner": {"distance_metric": "cosine"},
             "task_distribution": {"task_families": ["intents"]},
-            "model": {"backbone": "encoder", "source": source},
+            "model": {"backbone": backbone, "source": source},
             "adapter": {"method": method, "target_modules": paths, **options},
         }
     )

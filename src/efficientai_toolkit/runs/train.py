@@ -26,6 +26,7 @@ from ..config import MetaLearningConfig, Override
 from ..errors import CheckpointError, DivergenceError, OutputError
 from ..intervals import mean_ci95
 from ..logging import setup_logger
+from .base_model import describe_base, fixed_arrays, load_checkpoint
 from .build import Built, build
 from .experiment import ExperimentManager
 from .trackers import open_trackers
@@ -99,7 +100,7 @@ def resume(run: str | Path, overrides: Iterable[Override] = (), *, watch: Watch 
     newest = newest_checkpoint(path, watch.say)
     progress, iteration = Progress(), 0
     if newest is not None:
-        built.learner.load(newest)
+        load_checkpoint(built.learner, config, newest)
         iteration = built.learner.iteration
         saved = read_header(newest).get("training", {})
         try:
@@ -128,6 +129,7 @@ class _Loop:
         self.config, self.learner, self.splits = built
         self.meta = self.config.meta_learning
         self.run_folder, self.progress, self.watch = run, progress, watch
+        self.base, self.fixed = describe_base(self.config, self.learner.model), fixed_arrays(self.learner.model)
         self.good: tuple[int, dict, dict] | None = None  # the newest state that is known to be finite
         self.latest = _writable(Path(self.config.paths.checkpoint_dir)) / "best.npz"
         log = self.config.logging
@@ -252,17 +254,25 @@ class _Loop:
 
     def _keep(self) -> None:
         # Arrays are immutable: to keep a state is to keep references.
-        self.good = (self.learner.iteration, self.learner.state(), self._header())
+        self.good = (self.learner.iteration, self._arrays(), self._header())
+
+    def _arrays(self) -> dict[str, mx.array]:
+        return {**self.learner.state(), **self.fixed}
 
     def _header(self) -> dict[str, Any]:
         progress = dataclasses.asdict(dataclasses.replace(self.progress, pending=[], seconds=self._seconds()))
         progress["pending"] = [dict(metrics) for metrics in self.progress.pending]
-        return {"learner": self.learner.describe(), "config": self.config.to_dict(), "training": progress}
+        return {
+            "learner": self.learner.describe(),
+            "base": self.base,
+            "config": self.config.to_dict(),
+            "training": progress,
+        }
 
     def _save(self, *, final: bool) -> None:
         self._settle()
         now = self.learner.iteration
-        arrays, header = self.learner.state(), self._header()
+        arrays, header = self._arrays(), self._header()
         if now and now % self.meta.save_interval == 0:
             write_npz(self.run_folder.checkpoint_path(f"iter_{now}"), arrays, header)
         if final or now % self.meta.save_interval == 0:

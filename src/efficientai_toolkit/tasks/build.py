@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import ConfigurationError, did_you_mean
 from . import family
 from .base import Family, TaskConfig
+from .classes import ClassFamily
 from .distribution import TaskDistribution
 
 if TYPE_CHECKING:
@@ -22,11 +23,14 @@ class Splits(NamedTuple):
     test: TaskDistribution
 
 
-def build_splits(task_config: TaskDistributionSection, *, data_dir: Path | None = None, seed: int = 0) -> Splits:
+def build_splits(
+    task_config: TaskDistributionSection, *, data_dir: Path | None = None, seed: int = 0, joint: bool = False
+) -> Splits:
     """The three distributions of a configuration.
 
     Families take turns among the tasks. Training is endless where `num_train_tasks` is null; validation and test
-    are fixed tasks, and the episodes of `batch_at` are the same in every run.
+    are fixed tasks, and the episodes of `batch_at` are the same in every run. `joint` has the labels of training number
+    all classes of the training split, below `num_labels(splits.train)`.
 
     Raises:
         TaskSamplingError: an unknown family, or a setting or size that it cannot have.
@@ -36,10 +40,15 @@ def build_splits(task_config: TaskDistributionSection, *, data_dir: Path | None 
     names = task_config.task_families
     families = {name: family(name).open(data_dir) for name in names}
     params = _params_by_family(families, task_config.task_params)
+    if joint and (len(names) > 1 or not isinstance(families[names[0]], ClassFamily)):
+        raise ConfigurationError(
+            "joint training is on the classes of one data set: task_distribution.task_families must be one image or "
+            f"text family, got {', '.join(names)}"
+        )
 
     def split(name: str, count: int | None) -> TaskDistribution:
         configs = [
-            _config(f"{name}/{kind}_{i}", kind, families[kind], task_config, params[kind], name)
+            _config(f"{name}/{kind}_{i}", kind, families[kind], task_config, params[kind], name, joint)
             for i in range(len(names) if count is None else count)
             for kind in [names[i % len(names)]]
         ]
@@ -52,11 +61,20 @@ def build_splits(task_config: TaskDistributionSection, *, data_dir: Path | None 
     )
 
 
+def num_labels(tasks: TaskDistribution) -> int:
+    """The labels of a distribution over classes are below it."""
+    kinds = ((tasks.families[config.task_family], config) for config in tasks.configs)
+    return max(
+        kind.num_labels(config) if isinstance(kind, ClassFamily) else config.num_classes for kind, config in kinds
+    )
+
+
+_SET_HERE = {"split", "k_shot", "query_per_class", "labels"}  # by other settings, and by the algorithm
 _TRAINING = ("train_n_way", "train_k_shot", "train_query_per_class")  # sizes that may differ in training
 
 
 def _config(
-    task_id: str, kind: str, kind_of: Family, config: TaskDistributionSection, params: dict, split: str
+    task_id: str, kind: str, kind_of: Family, config: TaskDistributionSection, params: dict, split: str, joint: bool
 ) -> TaskConfig:
     if not kind_of.way_and_shot:
         sizes = (config.num_classes, config.input_dim, config.k_shot, config.query_size)
@@ -66,6 +84,8 @@ def _config(
     if split == "train":
         way, shot, query = (params.get(n, d) for n, d in zip(_TRAINING, (way, shot, query), strict=True))
     rest = {k: v for k, v in params.items() if k not in _TRAINING}
+    if joint and split == "train":
+        rest["labels"] = "split"
     return TaskConfig(
         task_id, kind, way, task_params={"split": split, "k_shot": shot, "query_per_class": query, **rest}
     )
@@ -74,7 +94,7 @@ def _config(
 def _params_by_family(families: dict[str, Family], params: dict) -> dict[str, dict]:
     """Each family's share of `task_params`; a parameter that several have goes to all of them."""
     known = {
-        name: {*kind.known_params, *(_TRAINING if kind.way_and_shot else ())} - {"split", "k_shot", "query_per_class"}
+        name: {*kind.known_params, *(_TRAINING if kind.way_and_shot else ())} - _SET_HERE
         for name, kind in families.items()
     }
     for name in params:

@@ -31,7 +31,7 @@ class Sorted(Protocol):
 class ClassFamily(Family):
     """N-way K-shot classification. A task is an ordered choice of `num_classes` classes.
 
-    The label is the place of the class in the task; support and query share no example.
+    Support and query share no example.
 
     Args:
         data_dir: the folder that holds one folder a data set; left out, `$EFFICIENTAI_DATA_DIR`, else the cache.
@@ -40,10 +40,12 @@ class ClassFamily(Family):
         k_shot, query_per_class: examples of each class; left out, `support_size` and `query_size` are shared out.
         split: train, val or test, which have no class in common.
         part: (start, stop), the share of the split's classes to keep to; what `split_tasks` sets.
+        labels: "task", a class's place in the task; or "split", its number among the classes that tasks are drawn from,
+            the same in every task, for joint training.
     """
 
     way_and_shot = True
-    known_params = frozenset({"k_shot", "query_per_class", "split", "part"})
+    known_params = frozenset({"k_shot", "query_per_class", "split", "part", "labels"})
     examples = "examples"  # what one is called, in errors
 
     def __init__(self, data_dir: str | Path | None = None):
@@ -99,12 +101,18 @@ class ClassFamily(Family):
             _part(config),
             self.copies(config),
             self.variant(config),
+            _by_split(config),
         )
 
     def settings(self, configs: Sequence[TaskConfig]) -> Arrays:
         config = configs[0]
         pool = self._pool(config)
         way, data = config.num_classes, self.data_set(config)
+        if len(pool) < 2:
+            raise TaskSamplingError(
+                f"{where(config)}: its split {self._split(config)!r} has {len(pool)} of the data set's "
+                f"{len(data.names) * self.copies(config)} classes, and a task needs at least 2; add classes"
+            )
         if way < 2 or way > len(pool):
             raise TaskSamplingError(
                 f"{where(config)}: {way} classes asked for; expected 2 to {len(pool)}, the classes of its "
@@ -136,7 +144,8 @@ class ClassFamily(Family):
             scores[np.arange(scores.shape[-1]) >= sizes[..., None]] = 2
         rows = starts[..., None] + first(scores, shot + shape.query // way)
         examples = self.gather(config, rows, classes)  # (T, way, shot + query, *input)
-        labels = np.broadcast_to(np.arange(way, dtype=np.int32)[:, None], rows.shape)
+        numbers = self._numbers(config, classes) if _by_split(config) else np.arange(way)
+        labels = np.broadcast_to(numbers.astype(np.int32)[..., None], rows.shape)
         draw = []
         for part in (slice(None, shot), slice(shot, None)):
             x = self.finish(examples[:, :, part])
@@ -162,6 +171,16 @@ class ClassFamily(Family):
         low, high = (round(share * len(classes)) for share in _part(config))
         copies = self.copies(config)
         return (classes[low:high, None] * copies + np.arange(copies)).ravel()
+
+    def _numbers(self, config: TaskConfig, classes: np.ndarray) -> np.ndarray:
+        """Places of `classes` in the pool."""
+        pool = self._pool(config)
+        order = np.argsort(pool)
+        return order[np.searchsorted(pool, classes, sorter=order)]
+
+    def num_labels(self, config: TaskConfig) -> int:
+        """Labels are below it."""
+        return len(self._pool(config)) if _by_split(config) else config.num_classes
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_sets": {}}
@@ -209,6 +228,10 @@ def _per_class(config: TaskConfig, name: str, total: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise TaskSamplingError(f"{where(config)}: {name} is {value!r}; expected a whole number, at least 1")
     return value
+
+
+def _by_split(config: TaskConfig) -> bool:
+    return choice(config, "labels", ("task", "split")) == 1
 
 
 def _part(config: TaskConfig) -> tuple[float, float]:

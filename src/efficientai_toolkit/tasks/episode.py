@@ -38,7 +38,10 @@ class EpisodeStack(Episode):
 
 def as_array(values: Any) -> mx.array:
     """`values`, which may be a NumPy array or nested lists, for the device."""
-    return values if isinstance(values, mx.array) else mx.array(values)
+    try:
+        return values if isinstance(values, mx.array) else mx.array(values)
+    except (TypeError, ValueError) as error:
+        raise TaskSamplingError(f"expected numbers, got {type(values).__name__} ({error})") from None
 
 
 def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[EpisodeStack]:

@@ -105,7 +105,8 @@ class GlueTable(Table):
             if len(task.train.texts) > EXAMPLES:
                 task = recipe.drawn(task, EXAMPLES // len(task.names), seed)
             if method == "logistic":
-                scores.append(_logistic(task))
+                same = scores and task is whole  # FewGLUE's own examples, and nothing random
+                scores.append(scores[0] if same else _logistic(task))
                 continue
             done = recipe.finetune(
                 task,

@@ -20,7 +20,7 @@ class IntentsTable(Table):
 
     def more(self, row: Row) -> dict[str, Any]:
         """The adapter, and the configuration of meta-training."""
-        meta = row.config["kind"] in ("protonet", "reptile", "fomaml")
+        meta = row.config["kind"] in rows.META
         return {
             "adapter": rows.ADAPTERS.get(row.config["adapter"] or ""),
             "training": described(rows.training(row.config, seed=0)) if meta else None,
