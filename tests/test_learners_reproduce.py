@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from efficientai_toolkit import ConfigurationError
+from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.learners import LEARNERS
 from efficientai_toolkit.recipes.reproduce import load_table
+from efficientai_toolkit.recipes.reproduce.table import chosen
 from efficientai_toolkit.runs.train import Watch
 
 
@@ -94,6 +96,19 @@ def test_the_protocol_of_every_row_is_json(name):
         protocol = table.protocol(row)
         assert json.loads(json.dumps(protocol)) == protocol
         assert row.config.keys() <= protocol["row"].keys()
+
+
+def test_a_protocol_says_what_was_chosen_and_no_default():
+    given = {
+        "meta_learning": {"algorithm": "protonet", "seed": 4},
+        "learner": {"scale": 20.0},
+        "model": {"backbone": "conv4", "hidden_dim": 32},
+        "adapter": {"method": "lora", "rank": 4},
+    }
+    config = MetaLearningConfig.from_dict(given)
+    assert chosen(config) == given
+    assert MetaLearningConfig.from_dict(chosen(config)) == config
+    assert chosen(MetaLearningConfig.from_dict({"model": {"backbone": "mlp"}})) == {"model": {"backbone": "mlp"}}
 
 
 def test_the_command_writes_a_table_that_says_it_was_quick(tmp_path):

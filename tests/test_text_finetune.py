@@ -364,7 +364,7 @@ def test_every_row_of_the_table_can_be_configured_and_shown():
     assert "90.0" not in text.split(rows.ABOUT_DIVISIONS)[0]
 
 
-@pytest.mark.parametrize("kind", ["prototypes", "logistic", "finetune", "protonet", "reptile", "proto_maml"])
+@pytest.mark.parametrize("kind", ["prototypes", "centred", "logistic", "finetune", "protonet", "reptile", "proto_maml"])
 def test_a_row_is_made_once_and_taken_from_its_record(encoder, dataset, tmp_path, monkeypatch, kind):
     adapter = {"method": "lora", "target_modules": ["layers.2.attention.q_proj"], "rank": 2}
     monkeypatch.setattr(rows, "SOURCE", str(encoder))

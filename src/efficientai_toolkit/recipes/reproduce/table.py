@@ -24,6 +24,7 @@ from ...runs.train import Watch, resume, train
 from ...tasks.build import build_splits
 
 QUICK_ITERATIONS, QUICK_EPISODES = 20, 8
+_UNSET = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +265,17 @@ def trained(config: MetaLearningConfig, run: Run, name: str | None = None) -> di
 def described(config: MetaLearningConfig) -> dict[str, Any]:
     """A configuration for a record: without the folders of the machine that it was used on."""
     return {section: values for section, values in config.to_dict().items() if section != "paths"}
+
+
+def chosen(config: MetaLearningConfig) -> dict[str, Any]:
+    """What of `described` differs from the defaults: an option that is added later changes no record's protocol."""
+    defaults = described(MetaLearningConfig.from_dict({"model": {"backbone": config.model.backbone}}))
+    del defaults["model"]["backbone"]  # whose defaults these are: always told
+    return {
+        section: differing
+        for section, values in described(config).items()
+        if (differing := {key: value for key, value in values.items() if value != defaults[section].get(key, _UNSET)})
+    }
 
 
 def _settings_in(path: Path) -> dict[str, Any] | None:
