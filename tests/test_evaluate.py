@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from efficientai_toolkit import MAML, MLP, MAMLLearner, MetaSGDLearner, ReptileLearner, SimpleClassifier
+from efficientai_toolkit import (
+    MAML,
+    MLP,
+    MAMLLearner,
+    MetaSGDLearner,
+    PrototypicalNetwork,
+    ReptileLearner,
+    SimpleClassifier,
+)
 from efficientai_toolkit.cli.evaluate import interval, show, whole_numbers
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import CheckpointError, ConfigurationError
@@ -154,3 +162,13 @@ def test_table_shows_the_trained_row_and_intervals(trained_run, capsys):
     assert "12 unseen tasks" in text
     assert interval(0.873, 0.004, "acc") == "87.3 % ± 0.4"
     assert interval(None, None, "loss") == "–"
+
+
+def test_a_closed_form_is_one_row(capsys):
+    learner = PrototypicalNetwork(SimpleClassifier(2, 8, 2), num_inner_steps=5)
+    report = evaluate_tasks(learner, distribution(), episodes=6, steps=(0, 1, 5)).report
+    assert report["metrics"]["step_0_acc"] == report["metrics"]["step_5_acc"]
+    show(report)
+    text = capsys.readouterr().out
+    assert text.count("%") == 3  # two titles, and the accuracy of the one row
+    assert "in closed form" in text

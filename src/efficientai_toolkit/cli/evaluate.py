@@ -74,11 +74,12 @@ def show(report: Mapping[str, Any]) -> None:
     table.add_column("inner steps", justify="right")
     for name in kinds.values():
         table.add_column(f"{name} (95 % interval)", justify="right")
-    for k in report["steps"]:
+    closed = not report["adapts_by_steps"]
+    for k in [report["trained_steps"]] if closed else report["steps"]:
         trained = k == report["trained_steps"]
         note = " (trained)" if trained else " (extrapolated)" if f"step_{k}_loss" in extrapolated else ""
         cells = [interval(metrics[f"step_{k}_{kind}"], metrics[f"step_{k}_{kind}_ci95"], kind) for kind in kinds]
-        table.add_row(f"{k}{note}", *cells, style="bold" if trained else None)
+        table.add_row("none: in closed form" if closed else f"{k}{note}", *cells, style="bold" if trained else None)
     console.print(table)
     speed = report["adaptation_speed"]
     if speed["steps_to_90_percent"] is not None:

@@ -124,6 +124,7 @@ def evaluate_tasks(
         "iteration": learner.iteration,
         "episodes": len(values),
         "trained_steps": trained,
+        "adapts_by_steps": learner.adapts_by_steps,
         "transductive": transductive,
         "steps": shown,
         "headline": {
