@@ -16,9 +16,10 @@ from efficientai_toolkit.backbones import BACKBONES
 from efficientai_toolkit.checkpoint import read_npz, write_npz
 from efficientai_toolkit.cli import app
 from efficientai_toolkit.config import MetaLearningConfig
-from efficientai_toolkit.errors import ToolkitError
+from efficientai_toolkit.errors import ConfigurationError, ToolkitError
 from efficientai_toolkit.learners import LEARNERS
 from efficientai_toolkit.runs.build import build, restore
+from efficientai_toolkit.runs.train import train
 
 QUICK = ["--config", str(Path(__file__).parents[1] / "configs" / "quick.yaml"), "-n", "6", "--no-report"]
 
@@ -260,3 +261,22 @@ def test_any_configuration_runs_or_is_refused_in_a_sentence(data):
         return
     assert {"query_loss", "support_loss", "param_diff", "grad_norm"} <= metrics.keys()
     assert splits.val.batch_at(0, len(splits.val))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "family", "said"),
+    [
+        ("protonet", "sinusoid", "'protonet' is for classification; sinusoid is regression"),
+        ("alpaca", "linear_classification", "'alpaca' is for regression; linear_classification is classification"),
+    ],
+)
+def test_a_learner_for_other_tasks_is_refused_before_there_is_a_run(tmp_path, algorithm, family, said):
+    wanted = {
+        "meta_learning": {"algorithm": algorithm},
+        "task_distribution": {"task_families": [family]},
+        "model": {"backbone": "mlp"},
+        "paths": {"output_dir": str(tmp_path / "runs"), "checkpoint_dir": str(tmp_path / "checkpoints")},
+    }
+    with pytest.raises(ConfigurationError, match=said):
+        train(MetaLearningConfig.from_dict(wanted))
+    assert not list(tmp_path.iterdir())

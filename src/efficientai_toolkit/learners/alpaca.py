@@ -55,6 +55,7 @@ class ALPaCALearner(MetaLearner):
     """
 
     algorithm = "alpaca"
+    only = "regression"
     adapts_by_steps = False
 
     def build(self, *, noise: Positive = 0.1, likelihood: bool = True) -> Learner:

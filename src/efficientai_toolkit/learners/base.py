@@ -56,6 +56,7 @@ class MetaLearner:
     adapts_by_steps: ClassVar[bool] = True  # or in closed form, whatever the number of steps
     has_slots: ClassVar[bool] = False  # for the classes of a support, in place of the model's outputs
     other_labels: ClassVar[str] = ""  # what to do with labels that have none
+    only: ClassVar[str] = ""  # "classification" or "regression", where it is for one of them
     joint: ClassVar[bool] = False  # meta-trains on labels that number all classes of the training split
     per_step_rule: ClassVar[bool] = False  # beyond the trained number of steps, the last step's rates repeat
 

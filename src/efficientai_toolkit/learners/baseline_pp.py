@@ -36,6 +36,7 @@ class BaselinePlusPlus(MetaLearner):
     """
 
     algorithm = "baseline++"
+    only = "classification"
     has_slots = True
     joint = True
 

@@ -125,6 +125,7 @@ class MetricLearner(MetaLearner):
     """A learner whose fast state is made of the support's embeddings: no inner steps, labels of any kind."""
 
     adapts_by_steps = False
+    only = "classification"
     has_slots = True
     other_labels = "; for labels of any kind use classify and train_episodes"
 

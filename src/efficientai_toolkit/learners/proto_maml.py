@@ -30,6 +30,7 @@ class ProtoMAMLLearner(MetaLearner):
     """
 
     algorithm = "proto_maml"
+    only = "classification"
 
     def build(
         self, *, distance_metric: str = "euclidean", scale: Positive = 10.0, first_order: bool = False

@@ -61,6 +61,10 @@ def _task_section(config: MetaLearningConfig) -> Any:
 def _check_kind(config: MetaLearningConfig, splits: Splits) -> None:
     name, families = config.model.backbone, ", ".join(config.task_distribution.task_families)
     texts = splits.train.reads_texts
+    own = "classification" if splits.train.is_classification else "regression"
+    only = learner_class(config.algorithm).only
+    if only and only != own:
+        raise ConfigurationError(f"meta_learning.algorithm {config.algorithm!r} is for {only}; {families} is {own}")
     if texts and not config.model.reads_texts:
         raise ConfigurationError(f"model.backbone {name!r} cannot read the texts of {families}; use encoder")
     if config.model.reads_texts and not texts:
