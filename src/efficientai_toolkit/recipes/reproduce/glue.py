@@ -25,8 +25,8 @@ METHODS: dict[str, tuple[str, str | None]] = {
     "prefix": ("prefix tuning", "prefix"),
     "meta-lora": ("LoRA from a meta-learned start", "lora"),
 }
-# A start has seen no task of the benchmark that it is used on.
-STARTS = {"superglue": ("glue", ["cola", "sst2", "wnli"]), "glue": ("superglue", ["cb", "copa", "wic", "wsc"])}
+# A start has seen no task of the benchmark that it is used on. (Of CB, one class has too few texts for an episode.)
+STARTS = {"superglue": ("glue", ["cola", "sst2", "wnli"]), "glue": ("superglue", ["copa", "wic", "wsc"])}
 
 
 def _rows() -> tuple[Row, ...]:
