@@ -20,10 +20,10 @@ from efficientai_toolkit.runs.adapted import (
     AdaptedTask,
     adapt_checkpoint,
     calibrate,
-    load_learner,
     scores,
 )
-from efficientai_toolkit.runs.build import build
+from efficientai_toolkit.runs.build import build, checkpoint_file
+from efficientai_toolkit.runs.loaded import load_learner
 from efficientai_toolkit.runs.train import train
 from text_models import THINGS, settings, write_encoder, write_intents
 
@@ -99,8 +99,6 @@ def test_a_head_for_another_number_of_classes_starts_alike_for_all(runs):
 
 
 def test_the_frozen_prefix_changes_no_loss(runs):
-    from efficientai_toolkit.runs.adapted import checkpoint_file
-
     config = load_learner(checkpoint_file(runs["reptile"])).config
     cached = build(config)
     config.model.prefix_cache = False

@@ -12,8 +12,9 @@ from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.nn.layers import EpisodicBatchNorm
 from efficientai_toolkit.nn.losses import cross_entropy_loss
 from efficientai_toolkit.nn.statistics import by_module, by_path, given, keep, recorded
-from efficientai_toolkit.runs.adapted import AdaptedTask, adapt_checkpoint, load_learner
+from efficientai_toolkit.runs.adapted import AdaptedTask, adapt_checkpoint
 from efficientai_toolkit.runs.build import checkpoint_file
+from efficientai_toolkit.runs.loaded import load_learner
 from efficientai_toolkit.runs.train import train
 from learner_cases import singles
 

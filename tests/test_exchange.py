@@ -19,9 +19,10 @@ from efficientai_toolkit.cli import app
 from efficientai_toolkit.config import MetaLearningConfig, Override
 from efficientai_toolkit.errors import AdapterError, CheckpointError, ConfigurationError
 from efficientai_toolkit.nn.functional import trainable, update
-from efficientai_toolkit.runs.adapted import ABOUT, ARRAYS, AdaptedTask, Inputs, adapt_checkpoint, load_learner
+from efficientai_toolkit.runs.adapted import ABOUT, ARRAYS, AdaptedTask, adapt_checkpoint
 from efficientai_toolkit.runs.build import build_model, checkpoint_file, restore
 from efficientai_toolkit.runs.exchange import export_adapter, fuse, import_adapter, open_adapted
+from efficientai_toolkit.runs.loaded import Inputs, load_learner
 from efficientai_toolkit.runs.train import resume, train
 from lm_folders import write_lm
 from text_models import settings, write_encoder, write_intents

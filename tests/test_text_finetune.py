@@ -21,9 +21,10 @@ from efficientai_toolkit.recipes.finetune import alike, batches, drawn, finetune
 from efficientai_toolkit.recipes.reproduce import intents_rows as rows
 from efficientai_toolkit.recipes.reproduce.intents import TABLE
 from efficientai_toolkit.recipes.reproduce.table import Row
-from efficientai_toolkit.runs.adapted import AdaptedTask, adapt_checkpoint, load_learner
+from efficientai_toolkit.runs.adapted import AdaptedTask, adapt_checkpoint
 from efficientai_toolkit.runs.build import checkpoint_file
 from efficientai_toolkit.runs.exchange import export_adapter, fuse, import_adapter
+from efficientai_toolkit.runs.loaded import load_learner
 from efficientai_toolkit.runs.train import train
 from efficientai_toolkit.tasks.text import used_length
 from text_models import THINGS, settings, write_encoder, write_intents

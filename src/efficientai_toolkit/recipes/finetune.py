@@ -18,7 +18,8 @@ from ..nn.functional import functional
 from ..nn.losses import cross_entropy_loss
 from ..nn.trees import check_fit
 from ..pretrained import backbone_of, load_tokenizer
-from ..runs.adapted import AdaptedTask, Loaded, structure
+from ..runs.adapted import AdaptedTask
+from ..runs.loaded import Loaded, structure
 from ..tasks.glue import METRICS
 from ..tasks.text import Text, used_length
 from .intents import prefix_of

@@ -17,7 +17,8 @@ import numpy as np
 from ..backbones.bert import Encoder
 from ..backbones.frozen_prefix import Cacheable, FrozenPrefix, frozen_layers
 from ..nn.functional import functional, trainable
-from ..runs.adapted import threshold_between, widen_head
+from ..runs.adapted import threshold_between
+from ..runs.loaded import widen_head
 from ..tasks.base import TaskConfig
 from ..tasks.distribution import TaskDistribution
 from ..tasks.episode import EpisodeStack

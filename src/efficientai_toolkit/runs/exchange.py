@@ -19,9 +19,10 @@ from ..checkpoint import write_npz
 from ..config import MetaLearningConfig
 from ..errors import AdapterError, ConfigurationError, did_you_mean
 from ..pretrained import backbone_of, resolve
-from .adapted import ABOUT, AdaptedTask, load_learner
+from .adapted import ABOUT, AdaptedTask
 from .base_model import describe_base, fixed_arrays
 from .build import build_learner, checkpoint_file
+from .loaded import load_learner
 
 EXPORTS = {"peft": export_peft, "mlx-lm": export_mlx_lm}
 # Of PEFT without its classifier: the prototypes of one's own labels take its place.

@@ -184,7 +184,7 @@ def _meta_learned(config: Mapping[str, Any], run: Run, name: str) -> tuple[Any, 
 
 def _learner(config: Mapping[str, Any], run: Run, name: str) -> tuple[Any, dict[str, Any]]:
     """The learner of row `name`, which several rows may share, and what a record says of its training."""
-    from ...runs.adapted import load_learner
+    from ...runs.loaded import load_learner
 
     settings = rows.training(config, seed=run.seed, quick=run.quick)
     report = trained(settings, run, name + (f"-seed{run.seed}" if run.seed else ""))

@@ -1,0 +1,114 @@
+"""A trained learner from its checkpoint alone, without the tasks it was trained on, and inputs as it reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..checkpoint import read_header
+from ..config import MetaLearningConfig
+from ..errors import CheckpointError, ModelError
+from ..learners.learner import apply_fast
+from ..tasks import family
+from .base_model import load_checkpoint, move_base, placing
+from .build import build_learner, build_model, restore
+
+if TYPE_CHECKING:
+    from ..learners.base import MetaLearner
+
+
+class Loaded(NamedTuple):
+    """A meta-trained learner without the tasks that it was trained on."""
+
+    learner: MetaLearner
+    config: MetaLearningConfig
+    input_shape: tuple[int, ...]
+    output_dim: int
+    classification: bool = True
+
+
+class Inputs:
+    """Texts (or numbers, which stay as they are) as what the configured model takes."""
+
+    def __init__(self, config: MetaLearningConfig):
+        self._encode: Any = None
+        self._config = config
+
+    def __call__(self, inputs: Any) -> mx.array:
+        if not self._config.model.reads_texts:
+            return mx.array(np.asarray(inputs, np.float32))
+        from ..pretrained import load_tokenizer
+        from ..tasks.text import BUCKETS
+
+        if self._encode is None:
+            params = self._config.task_distribution.task_params
+            source = params.get("tokenizer", self._config.model.source)
+            self._encode = load_tokenizer(source, max_length=_max_length(self._config))
+        ids = self._encode(list(inputs))
+        width = next((b for b in BUCKETS if b >= ids.shape[1]), ids.shape[1])
+        return mx.pad(ids, [(0, 0), (0, width - ids.shape[1])], constant_values=self._encode.pad_id)
+
+
+def load_learner(path: Path, *, source: str | None = None) -> Loaded:
+    """The learner of a checkpoint, over the base model at `source` where that is given.
+
+    For texts no data set is read: what the tasks were does not matter to a new one.
+    """
+    header = read_header(path)
+    stored = header.get("config")
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path} holds no configuration (it was made by `save`, not by `train`)")
+    config = MetaLearningConfig.from_dict(stored, where=str(path))
+    move_base(config, source)
+    if not config.model.reads_texts:
+        built = restore(path, config=config)
+        tasks = built.splits.train
+        outputs = max(split.output_dim for split in built.splits)
+        return Loaded(built.learner, config, tasks.input_shape, outputs, tasks.is_classification)
+    section = config.task_distribution
+    shape = (_max_length(config),)
+    outputs = max(section.n_way, section.task_params.get("train_n_way", 0))
+    with placing(header.get("base"), config, path):
+        learner = structure(config, shape, outputs)
+    load_checkpoint(learner, config, path)
+    return Loaded(learner, config, shape, outputs)
+
+
+def structure(config: MetaLearningConfig, input_shape: tuple[int, ...], output_dim: int) -> MetaLearner:
+    """The learner over the model that `config` describes, without its tasks."""
+    return build_learner(config, build_model(config, input_shape, output_dim))
+
+
+def widen_head(learner: MetaLearner, count: int) -> None:
+    """Give a learner that adapts weights a head of `count` classes.
+
+    Where the trained head has another number, every class starts from the mean of its rows: the first inner step
+    then tells the classes apart by their examples alone.
+    """
+    if learner.learner.predict is not apply_fast:
+        return
+    params, paths = learner.meta["model"], learner.problem().head_paths
+    if not paths:
+        head = learner.model.get("head")
+        outputs = head.weight.shape[0] if isinstance(head, nn.Linear) else None
+        if outputs != count:
+            raise ModelError(
+                f"the head of this model is frozen at {outputs} classes, and the examples have {count}; "
+                "train with adapter.train_head: true, or with algorithm protonet"
+            )
+        return
+    for path in paths:
+        array = params[path]
+        if array.shape[0] != count:
+            params[path] = mx.broadcast_to(mx.mean(array, axis=0, keepdims=True), (count, *array.shape[1:]))
+
+
+def _max_length(config: MetaLearningConfig) -> int:
+    """Tokens after which texts were cut in training."""
+    section = config.task_distribution
+    default = max(getattr(family(name), "max_length", 0) for name in section.task_families)
+    return section.task_params.get("max_length", default)
