@@ -24,7 +24,7 @@ STOREYS = [
     ["tasks"],
     ["nn", "optimizers"],
     ["checkpoint", "config", "devices", "logging", "pretrained"],
-    ["files", "intervals", "yaml_file"],
+    ["files", "intervals", "settings", "yaml_file"],
     ["errors"],
 ]
 # Within a storey: who may use whom.

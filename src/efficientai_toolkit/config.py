@@ -15,14 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigurationError, did_you_mean
+from .settings import Count, Fraction, Name, NonNegative, Positive, Steps
 from .yaml_file import BROKEN, Keys, kind_of, load_text, nearest_line, problem, read_yaml
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Steps = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):

@@ -11,7 +11,8 @@ import mlx.nn as nn
 from pydantic import Field
 
 from ..nn.functional import Parameters
-from .base import Adapter, Count, Positive, Share, Site, Steps, Training, linear_from
+from ..settings import Count, Positive, Share, Steps
+from .base import Adapter, Site, Training, linear_from
 from .lora import LoRA, LoRAConfig
 from .quantized import in_features, out_features
 

@@ -6,20 +6,15 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, get_type_hints
+from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
 import mlx.core as mx
 import mlx.nn as nn
-from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import AdapterError
 from ..nn.functional import Parameters
+from ..settings import as_annotated
 from .quantized import dense_linear, in_features, is_linear, out_features
-
-Count = Annotated[int, Field(ge=1)]
-Steps = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Training(NamedTuple):
@@ -48,10 +43,9 @@ class AdapterConfig:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             try:
-                checked = TypeAdapter(hints[field.name], config={"allow_inf_nan": False}).validate_python(value)
-            except ValidationError as error:
-                said = error.errors()[0]["msg"].removeprefix("Input ")
-                raise AdapterError(f"{type(self).__name__}: {field.name} {said}, given {value!r}") from None
+                checked = as_annotated(value, hints[field.name])
+            except ValueError as error:
+                raise AdapterError(f"{type(self).__name__}: {field.name} {error}, given {value!r}") from None
             object.__setattr__(self, field.name, checked)  # the class is frozen; a YAML list becomes a tuple
 
     def training(self, total_steps: int) -> Training | None:

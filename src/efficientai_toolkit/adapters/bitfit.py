@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, AdapterConfig, Positive, Site, copy_of
+from ..settings import Positive
+from .base import Adapter, AdapterConfig, Site, copy_of
 
 
 class BitFit(Adapter):

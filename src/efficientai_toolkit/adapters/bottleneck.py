@@ -16,19 +16,8 @@ from pydantic import Field
 
 from ..nn.activations import ACTIVATIONS
 from ..nn.layers import Dropout
-from .base import (
-    Adapter,
-    AdapterConfig,
-    Count,
-    Positive,
-    Share,
-    Site,
-    has_width,
-    kaiming_uniform,
-    linear_from,
-    width_in,
-    width_out,
-)
+from ..settings import Count, Positive, Share
+from .base import Adapter, AdapterConfig, Site, has_width, kaiming_uniform, linear_from, width_in, width_out
 
 
 class Bottleneck(Adapter):

@@ -11,7 +11,8 @@ import mlx.nn as nn
 from pydantic import Field
 
 from ..errors import AdapterError
-from .base import Adapter, Count, Owner, Positive, Site, width_out
+from ..settings import Count, Positive
+from .base import Adapter, Owner, Site, width_out
 from .bottleneck import Bottleneck, BottleneckConfig
 
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, Count, Positive, Share, Site, linear_from
+from ..settings import Count, Positive, Share
+from .base import Adapter, Site, linear_from
 from .lora import LoRA, LoRAConfig
 from .quantized import dense_weight, out_features
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..backbones.bert_names import plain_name
 from ..errors import AdapterError, DataNotFoundError, OutputError, did_you_mean
 from ..nn.functional import clone
 from .attach import adapters_of, flat_parameters, head_state, merge, quantization_loss
@@ -153,10 +153,4 @@ def _over(source: Path, weights: dict[str, mx.array]) -> dict[str, mx.array]:
     """The source's checkpoint with `weights` in place of its own arrays, under its own names."""
     from ..pretrained import read_weights
 
-    out = read_weights(source)
-    for key in list(out):
-        plain = re.sub(r"^(bert|roberta|distilbert)\.", "", key)
-        plain = plain.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if plain in weights:
-            out[key] = weights[plain]
-    return out
+    return {key: weights.get(plain_name(key), array) for key, array in read_weights(source).items()}

@@ -3,160 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..backbones.bert_names import plain_name
 from ..errors import AdapterError, did_you_mean
 from .adalora import AdaLoRAConfig
 from .attach import attach, detach, slots, write_head
-from .base import AdapterConfig
-from .dora import DoRAConfig
 from .formats import faults_sentence, hf_name, named_config, read_arrays, read_config, write_folder
 from .ia3 import IA3Config
-from .lora import LoRAConfig, RsLoRAConfig
-from .p_tuning import PTuningConfig
-from .prefix import PrefixConfig, PrefixMLPConfig, projection
-from .prompt_tuning import Prompt, PromptConfig
-from .quantized import out_features
-from .select import is_attention, walk
-from .vera import VeRAConfig
+from .peft_methods import BY_PEFT_TYPE, LEARNS_A_PROMPT, METHODS, WRITTEN_AS, Method, check_options, prompt_options
+from .prompt_tuning import Prompt
+from .select import walk
 
 FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Options that change the mathematics and have no counterpart here: they must be absent or have this value.
-_MUST_BE = {
-    "bias": ("none", None),
-    "fan_in_fan_out": (False, None),
-    "lora_bias": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "layer_replication": (None,),
-    "use_qalora": (False, None),
-    "use_bdlora": (None,),
-    "alora_invocation_tokens": (None,),
-    "arrow_config": (None,),
-    "kasa_config": (None,),
-    "monteclora_config": (None,),
-    "target_parameters": (None,),
-    "trainable_token_indices": (None,),
-}
-# Starts of LoRA that leave the base as it is; the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take a part out of it.
-_KEEPS_BASE = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 _CLASSIFIERS = ("classifier", "score")  # what PEFT saves beside an adapter of the task SEQ_CLS
-_FAMILY = re.compile(r"^(bert|roberta|distilbert)\.")  # before an encoder's names where it is a part of a larger model
-
-
-class Method(NamedTuple):
-    """How one of our methods is written there."""
-
-    peft_type: str
-    leaves: dict[str, str]  # our array -> PEFT's, behind the module's path
-    options: Callable[[Any], dict[str, Any]]
-    config: Callable[[dict[str, Any]], AdapterConfig]
-
-
-def _lora_options(config: LoRAConfig) -> dict[str, Any]:
-    return {
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "use_rslora": isinstance(config, RsLoRAConfig),
-        "use_dora": isinstance(config, DoRAConfig),
-    }
-
-
-def _lora_config(data: dict[str, Any]) -> AdapterConfig:
-    if data.get("use_dora") and data.get("use_rslora"):
-        raise AdapterError("use_dora together with use_rslora has no counterpart here")
-    made = DoRAConfig if data.get("use_dora") else RsLoRAConfig if data.get("use_rslora") else LoRAConfig
-    return made(rank=data["r"], alpha=data["lora_alpha"], dropout=data.get("lora_dropout") or 0.0)
-
-
-def _adalora_options(config: AdaLoRAConfig) -> dict[str, Any]:
-    return {
-        **{k: v for k, v in _lora_options(config).items() if not k.startswith("use_")},
-        "init_r": config.rank,
-        "target_r": config.final_rank,
-        "tinit": config.warmup,
-        "tfinal": config.cooldown,
-        "deltaT": config.interval,
-        "beta1": config.beta1,
-        "beta2": config.beta2,
-        "orth_reg_weight": config.orthogonality,
-        "total_step": config.total_steps,
-    }
-
-
-def _adalora_config(data: dict[str, Any]) -> AdapterConfig:
-    steps = data.get("total_step") or 1000
-    first, last = data.get("tinit", 0), data.get("tfinal", 0)
-    return AdaLoRAConfig(
-        rank=data["init_r"],
-        alpha=data["lora_alpha"],
-        dropout=data.get("lora_dropout") or 0.0,
-        target_rank=min(data.get("target_r", data["init_r"]), data["init_r"]),
-        warmup=first,
-        cooldown=last,
-        total_steps=max(steps, first + last),
-        interval=data.get("deltaT", 1),
-        beta1=data.get("beta1", 0.85),
-        beta2=data.get("beta2", 0.85),
-        orthogonality=data.get("orth_reg_weight", 0.5),
-    )
-
-
-def _vera_options(config: VeRAConfig) -> dict[str, Any]:
-    return {
-        "r": config.rank,
-        "vera_dropout": config.dropout,
-        "d_initial": config.d_initial,
-        "projection_prng_key": 0,
-        "save_projection": True,
-        "bias": "none",
-        "fan_in_fan_out": False,
-    }
-
-
-def _vera_config(data: dict[str, Any]) -> AdapterConfig:
-    return VeRAConfig(rank=data["r"], d_initial=data.get("d_initial", 0.1), dropout=data.get("vera_dropout") or 0.0)
-
-
-_LORA = Method(
-    "LORA",
-    {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"},
-    _lora_options,
-    _lora_config,
-)
-_PROMPT = Method("PROMPT_TUNING", {}, lambda config: {}, lambda data: PromptConfig(data["num_virtual_tokens"]))
-METHODS: dict[type[AdapterConfig], Method] = {
-    LoRAConfig: _LORA,
-    RsLoRAConfig: _LORA,
-    DoRAConfig: _LORA,
-    AdaLoRAConfig: Method(
-        "ADALORA",
-        {"lora_a": "lora_A", "lora_b": "lora_B", "lora_e": "lora_E"},
-        _adalora_options,
-        _adalora_config,
-    ),
-    IA3Config: Method("IA3", {"ia3": "ia3_l"}, lambda config: {}, lambda data: IA3Config()),
-    VeRAConfig: Method("VERA", {"d": "vera_lambda_d", "b": "vera_lambda_b"}, _vera_options, _vera_config),
-    PrefixConfig: Method(
-        "PREFIX_TUNING",
-        {},
-        lambda config: {"prefix_projection": False},
-        lambda data: PrefixConfig(data["num_virtual_tokens"]),
-    ),
-    PromptConfig: _PROMPT,
-}
-# What trains a network trains it no further there: the prompt or prefix it makes is written.
-_WRITTEN_AS = {PTuningConfig: PromptConfig, PrefixMLPConfig: PrefixConfig}
-_LEARNS_A_PROMPT = ("PREFIX_TUNING", "PROMPT_TUNING")
 
 
 def export_peft(
@@ -180,11 +46,11 @@ def export_peft(
         AdapterError: PEFT has no such method (bottlenecks, Compacter, BitFit, linear adapters).
     """
     config = named_config(model, name)
-    kind = _WRITTEN_AS.get(type(config), type(config))
+    kind = WRITTEN_AS.get(type(config), type(config))
     if kind not in METHODS:
         raise AdapterError(
             f"Hugging Face PEFT has no counterpart of {type(config).__name__}; it has those of "
-            f"{', '.join(sorted(c.__name__ for c in (*METHODS, *_WRITTEN_AS)))}"
+            f"{', '.join(sorted(c.__name__ for c in (*METHODS, *WRITTEN_AS)))}"
         )
     method = METHODS[kind]
     if task_type is None:
@@ -197,8 +63,8 @@ def export_peft(
         "inference_mode": True,
         **method.options(config),
     }
-    if method.peft_type in _LEARNS_A_PROMPT:
-        about |= _prompt_options(model, config)
+    if method.peft_type in LEARNS_A_PROMPT:
+        about |= prompt_options(model, config)
     else:
         about["target_modules"] = [hf_name(model, path) for path in placed]
         if method.peft_type == "IA3":
@@ -230,12 +96,10 @@ def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default", 
     folder = Path(folder)
     data = read_config(folder)
     kind = data.get("peft_type")
-    known = {method.peft_type: method for method in METHODS.values()}
-    known["P_TUNING"] = _PROMPT
-    if kind not in known:
-        raise AdapterError(f"{folder}: PEFT method {kind!r} has no counterpart{did_you_mean(kind, known)}")
-    _check_options(data, folder)
-    method = known[kind]
+    if kind not in BY_PEFT_TYPE:
+        raise AdapterError(f"{folder}: PEFT method {kind!r} has no counterpart{did_you_mean(kind, BY_PEFT_TYPE)}")
+    check_options(data, folder)
+    method = BY_PEFT_TYPE[kind]
     arrays = {_plain(model, key): array for key, array in read_arrays(folder / FILE).items()}
     classifier = _classifier(arrays, data.get("modules_to_save") or (), folder)
     classifier = _as_head(model, classifier, folder) if head else {}
@@ -245,7 +109,7 @@ def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default", 
         raise AdapterError(f"{folder}: adapter_config.json has no {error.args[0]!r}") from error
     except (AdapterError, TypeError) as error:
         raise AdapterError(f"{folder}: adapter_config.json cannot be used: {error}") from error
-    targets = None if kind in (*_LEARNS_A_PROMPT, "P_TUNING") else _targets(model, arrays, method, folder)
+    targets = None if kind in (*LEARNS_A_PROMPT, "P_TUNING") else _targets(model, arrays, method, folder)
     if targets and kind == "IA3":  # a row scales the input, a column the output
         rows = [a.shape[0] == 1 for key, a in arrays.items() if key.endswith(".ia3_l")]
         config = IA3Config(feedforward=tuple(path for path, row in zip(targets, rows, strict=True) if row))
@@ -262,26 +126,11 @@ def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default", 
     return model
 
 
-def _check_options(data: Mapping[str, Any], folder: Path) -> None:
-    for option, allowed in _MUST_BE.items():
-        if option == "rank_pattern" and data["peft_type"] == "ADALORA":
-            continue  # the ranks that the schedule left, which the arrays say too
-        if data.get(option) not in (*allowed, None):
-            raise AdapterError(f"{folder}: {option} = {data[option]!r} has no counterpart here")
-    start = data.get("init_lora_weights")
-    if (start.lower() if isinstance(start, str) else start) not in _KEEPS_BASE:
-        raise AdapterError(
-            f"{folder}: init_lora_weights = {start!r} changed the base weights before the training, so this adapter "
-            "does not belong to the plain base; PEFT's save_pretrained(…, path_initial_model_for_weight_conversion=…) "
-            "makes a plain LoRA of PiSSA, OLoRA, CorDA and LoRA-GA; of others, merge_and_unload and load that model"
-        )
-
-
 def _plain(model: nn.Module, key: str) -> str:
     """A key of the file without the name that a larger model gives its encoder ("bert.encoder.…")."""
     if not hasattr(model, "hf_name") or not key.startswith(_PREFIX):
         return key
-    return _PREFIX + _FAMILY.sub("", key.removeprefix(_PREFIX))
+    return _PREFIX + plain_name(key.removeprefix(_PREFIX))
 
 
 def _classifier(arrays: dict[str, mx.array], saved: Sequence[str], folder: Path) -> dict[str, mx.array]:
@@ -393,21 +242,3 @@ def _load(model: nn.Module, name: str, method: Method, arrays: Mapping[str, mx.a
     if method.peft_type == "VERA":
         pair: Any = next(iter(placed.values())).owner.module  # type: ignore[union-attr]
         pair.a, pair.b = arrays["base_model.vera_A"].T, arrays["base_model.vera_B"].T
-
-
-def _prompt_options(model: nn.Module, config: Any) -> dict[str, Any]:
-    """What PEFT wants to know of the base for a prompt or prefix."""
-    attentions: Sequence[Any] = [node.module for node in walk(model) if is_attention(node.module)]
-    if not attentions:
-        raise AdapterError("PEFT's prompt methods need a model with attention layers")
-    width, head_names = out_features(projection(attentions[0], "key")), ("n_kv_heads", "num_heads", "n_heads")
-    heads = next(getattr(attentions[0], n) for n in head_names if hasattr(attentions[0], n))
-    if not isinstance(config, PrefixConfig):
-        width = out_features(projection(attentions[0], "query"))
-    return {
-        "num_virtual_tokens": config.length,
-        "num_layers": len(attentions),
-        "num_attention_heads": heads,
-        "num_transformer_submodules": 1,
-        "token_dim": width,
-    }

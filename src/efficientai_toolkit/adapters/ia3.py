@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, AdapterConfig, Positive, Site, linear_from
+from ..settings import Positive
+from .base import Adapter, AdapterConfig, Site, linear_from
 from .quantized import in_features, out_features
 from .select import NAMES, named
 

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, AdapterConfig, Positive, Site, linear_from, width_out
+from ..settings import Positive
+from .base import Adapter, AdapterConfig, Site, linear_from, width_out
 from .quantized import is_linear
 
 

@@ -9,7 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..nn.layers import Dropout
-from .base import Adapter, AdapterConfig, Count, Positive, Share, Site, kaiming_uniform, linear_from
+from ..settings import Count, Positive, Share
+from .base import Adapter, AdapterConfig, Site, kaiming_uniform, linear_from
 from .quantized import in_features, out_features
 
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, Count, Positive, Site, kaiming_uniform, linear_from
+from ..settings import Count, Positive
+from .base import Adapter, Site, kaiming_uniform, linear_from
 from .prompt_tuning import Prompt, PromptConfig, embedding_width
 
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, AdapterConfig, Count, Owner, Positive, Site, kaiming_uniform, linear_from
+from ..settings import Count, Positive
+from .base import Adapter, AdapterConfig, Owner, Site, kaiming_uniform, linear_from
 from .quantized import out_features
 from .select import NAMES, is_attention
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
-from .base import Adapter, AdapterConfig, Count, Positive, Site
+from ..settings import Count, Positive
+from .base import Adapter, AdapterConfig, Site
 
 _COMMON = 5000  # Lester et al. start from the embeddings of the most common tokens, which have the lowest ids
 

@@ -10,7 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..nn.layers import Dropout
-from .base import Adapter, AdapterConfig, Count, Owner, Positive, Share, Site, kaiming_uniform, linear_from
+from ..settings import Count, Positive, Share
+from .base import Adapter, AdapterConfig, Owner, Site, kaiming_uniform, linear_from
 from .quantized import in_features, out_features
 
 

@@ -84,7 +84,7 @@ def _options(config: Any, made: Callable[..., nn.Module], known: set[str]) -> di
     """`model.options`, checked against the annotations of what is made."""
     import inspect
 
-    from pydantic import TypeAdapter, ValidationError
+    from ..settings import as_annotated
 
     hints = get_type_hints(made.__init__ if inspect.isclass(made) else made, include_extras=True)
     checked = {}
@@ -93,10 +93,7 @@ def _options(config: Any, made: Callable[..., nn.Module], known: set[str]) -> di
             hint = did_you_mean(name, known) if known else "; it has none"
             raise ConfigurationError(f"model.options: {config.backbone!r} has no option {name!r}{hint}")
         try:
-            checked[name] = TypeAdapter(
-                hints[name], config={"strict": True, "arbitrary_types_allowed": True}
-            ).validate_python(value)
-        except ValidationError as error:
-            said = error.errors()[0]["msg"].removeprefix("Input ")
-            raise ConfigurationError(f"model.options.{name} {said}, got {value!r}") from None
+            checked[name] = as_annotated(value, hints[name], strict=True)
+        except ValueError as error:
+            raise ConfigurationError(f"model.options.{name} {error}, got {value!r}") from None
     return checked

@@ -20,6 +20,7 @@ from ..errors import ConfigurationError, ModelError, did_you_mean
 from ..nn.attention import LayerNorm, Projection, scaled_dot_product_attention
 from ..pretrained import TextTokenizer, load_tokenizer, read_json, read_weights, resolve
 from .bert_config import ACTIVATIONS, EncoderConfig, hf_name
+from .bert_names import plain_name
 
 POOLINGS = ("mean", "cls")
 # What a checkpoint may hold besides the encoder: other heads, and buffers of older versions.
@@ -256,8 +257,7 @@ def load_weights(model: Encoder, weights: dict[str, mx.array], dtype: mx.Dtype =
     """
     clean = {}
     for name, array in weights.items():
-        name = re.sub(r"^(bert|roberta|distilbert)\.", "", name)
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        name = plain_name(name)
         if not _OTHER_PARTS.match(name):
             clean[name] = array
     flat: Any = tree_flatten(model.parameters())

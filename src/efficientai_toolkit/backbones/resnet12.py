@@ -10,10 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from pydantic import Field
 
-from ..config import Count
 from ..errors import ModelError
 from ..nn.functional import next_key
 from ..nn.layers import Conv2d, Dropout, EpisodicBatchNorm, Linear, max_pool2d
+from ..settings import Count
 
 
 class ResNet12(nn.Module):

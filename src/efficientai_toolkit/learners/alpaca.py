@@ -6,9 +6,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import Positive
 from ..errors import TaskSamplingError
 from ..nn.losses import is_classification
+from ..settings import Positive
 from ..tasks.episode import Episode, EpisodeStack, as_array
 from .base import MetaLearner
 from .labels import check_rows

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
-from pydantic import TypeAdapter, ValidationError
 
+from ..adapters.fixed import split_fixed
 from ..checkpoint import read_npz, write_npz
-from ..errors import CheckpointError, ConfigurationError, ModelError, TaskSamplingError, did_you_mean
+from ..errors import CheckpointError, ConfigurationError, ModelError, TaskSamplingError
 from ..intervals import mean_ci95
-from ..nn.functional import Parameters, clone, trainable, update
+from ..nn.functional import Parameters, trainable, update
 from ..nn.losses import LossFn, is_classification
-from ..nn.statistics import keep, recorded
 from ..nn.trees import check_fit, flatten, unflatten
 from ..optimizers import outer_optimizer as make_optimizer
+from ..settings import check_positive, check_whole
 from ..tasks.episode import EpisodeStack, as_array, as_stacks
+from .adapted import adapted_copy
+from .algorithm import Algorithm
 from .graphs import Graphs
+from .inputs import naming_inputs
 from .labels import check_range, check_rows, check_slots, classes
 from .learner import Learner, Meta, Metrics, Problem, apply_fast, bind
 
 Episodes = Sequence[Sequence[mx.array]] | EpisodeStack
-FIXED = "fixed/"  # what the names of a model's fixed arrays begin with in a file
 ADAPTATION_STEPS = (0, 1, 3, 5, 10)
 
 
-class MetaLearner:
+class MetaLearner(Algorithm):
     """Meta-trains `model`'s trainable parameters; each subclass brings one algorithm by its `build`.
 
     Args:
@@ -51,14 +49,6 @@ class MetaLearner:
         compile: trace each step once with `mx.compile`.
         options: of the algorithm; see the subclass.
     """
-
-    algorithm: ClassVar[str]
-    adapts_by_steps: ClassVar[bool] = True  # or in closed form, whatever the number of steps
-    has_slots: ClassVar[bool] = False  # for the classes of a support, in place of the model's outputs
-    other_labels: ClassVar[str] = ""  # what to do with labels that have none
-    only: ClassVar[str] = ""  # "classification" or "regression", where it is for one of them
-    joint: ClassVar[bool] = False  # meta-trains on labels that number all classes of the training split
-    per_step_rule: ClassVar[bool] = False  # beyond the trained number of steps, the last step's rates repeat
 
     def __init__(
         self,
@@ -80,8 +70,10 @@ class MetaLearner:
         check_positive(
             inner_lr=inner_lr, outer_lr=None if callable(outer_lr) else outer_lr, gradient_clip=gradient_clip
         )
-        _check_whole(0, num_inner_steps=num_inner_steps)
-        _check_whole(1, chunk=chunk)
+        check_whole(0, num_inner_steps=num_inner_steps)
+        check_whole(1, chunk=chunk)
+        if not isinstance(compile, bool):
+            raise ConfigurationError(f"compile must be true or false, got {compile!r}")
         options = self._checked(options)
         params = trainable(model)
         if not params:
@@ -98,35 +90,6 @@ class MetaLearner:
         self._task_bytes: dict[str, int] = {}
         self.rebuild()
         mx.eval(self._meta, self._optimizer_state)
-
-    def build(self, **options: Any) -> Learner:
-        """The algorithm as a value, from its options; keyword-only, so that their names and defaults stand once."""
-        raise TypeError(f"{type(self).__name__} is not an algorithm; use a subclass")
-
-    @classmethod
-    def option_names(cls) -> dict[str, Any]:
-        """Name → default of the algorithm's options."""
-        parameters = inspect.signature(cls.build).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-    @classmethod
-    def _checked(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options as the annotations of `build` have them: a YAML list where it says tuple is one."""
-        known = cls.option_names()
-        hints = get_type_hints(cls.build, include_extras=True) if options else {}
-        checked = {}
-        for name, value in options.items():
-            if name not in known:
-                raise ConfigurationError(f"{cls.__name__} has no option {name!r}{did_you_mean(name, known)}")
-            try:
-                checked[name] = TypeAdapter(hints[name], config={"allow_inf_nan": False}).validate_python(value)
-                if isinstance(value, bool) is not isinstance(checked[name], bool):
-                    wanted = "a number" if isinstance(value, bool) else "true or false"
-                    raise ConfigurationError(f"{cls.__name__}: option {name!r} should be {wanted}, got {value!r}")
-            except ValidationError as error:
-                said = error.errors()[0]["msg"].removeprefix("Input ")
-                raise ConfigurationError(f"{cls.__name__}: option {name!r} {said}, got {value!r}") from None
-        return checked
 
     # --- what it holds -------------------------------------------------------------------------------------------
 
@@ -185,9 +148,10 @@ class MetaLearner:
 
     def meta_update(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None = None) -> Metrics:
         """`meta_train_step` on stacks, lazily: nothing is waited for, so steps can be queued with `mx.async_eval`."""
-        metrics, self._meta, self._optimizer_state = self._graphs.update(
-            self._meta, self._optimizer_state, stacks, loss_fn, self._counter
-        )
+        with naming_inputs(self._model, stacks):
+            metrics, self._meta, self._optimizer_state = self._graphs.update(
+                self._meta, self._optimizer_state, stacks, loss_fn, self._counter
+            )
         self.iteration += 1
         return metrics
 
@@ -216,8 +180,8 @@ class MetaLearner:
         Returns:
             every metric's history, one value an iteration.
         """
-        _check_whole(0, num_iterations=num_iterations)
-        _check_whole(1, meta_batch_size=meta_batch_size)
+        check_whole(0, num_iterations=num_iterations)
+        check_whole(1, meta_batch_size=meta_batch_size)
         if hasattr(tasks, "batch_at"):
             start, count = self.iteration, 1000 if num_iterations is None else num_iterations
             batches = (tasks.batch_at(start + i, meta_batch_size) for i in range(count))
@@ -258,25 +222,18 @@ class MetaLearner:
             if not isinstance(support_x, (tuple, list)) or len(support_x) != 2:
                 raise TaskSamplingError("adapt needs support_x and support_y, or the pair (x, y) as its first argument")
             support_x, support_y = support_x
-        _check_whole(0, num_steps=num_steps)
+        check_whole(0, num_steps=num_steps)
         problem = self.problem(loss_fn)
         # What is computed in closed form, of embeddings, has no dropout: queries have none either.
         key = mx.random.key(self.seed) if self.adapts_by_steps else None
         steps = self.num_inner_steps if num_steps is None else num_steps
         x, y = as_array(support_x), as_array(support_y)
-        self._check_labels([EpisodeStack(x[None], y[None], x[None], y[None])], loss_fn)
-        fast = self.learner.adapt(problem, self._meta, x, y, key=key, num_steps=steps)
+        stacks = [EpisodeStack(x[None], y[None], x[None], y[None])]
+        self._check_labels(stacks, loss_fn)
+        with naming_inputs(self._model, stacks):
+            fast = self.learner.adapt(problem, self._meta, x, y, key=key, num_steps=steps)
         mx.eval(fast)
-        adapted = copied = clone(self.model)
-        if self.learner.predict is apply_fast:
-            update(adapted, fast)
-        else:
-            adapted = AdaptedModel(copied, self.learner, fast, loss_fn, self._head)
-        with recorded() as statistics:
-            adapted(x)  # computed only where something normalises by it
-        mx.eval(statistics)
-        keep(copied, statistics)
-        return adapted
+        return adapted_copy(self.model, self.learner, fast, x, loss_fn, self._head)
 
     def evaluate(
         self,
@@ -317,7 +274,8 @@ class MetaLearner:
             raise ConfigurationError(f"num_adaptation_steps must be whole numbers of at least 0, got {list(steps)}")
         stacks = as_stacks(episodes)
         self._check_labels(stacks, loss_fn)
-        return self._graphs.evaluate(self._meta, stacks, loss_fn, steps, self.seed, transductive)
+        with naming_inputs(self._model, stacks):
+            return self._graphs.evaluate(self._meta, stacks, loss_fn, steps, self.seed, transductive)
 
     def _check_labels(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None, *, training: bool = False) -> None:
         """Refuse classes without an output or slot; what other losses and predictors make of them is theirs."""
@@ -329,7 +287,9 @@ class MetaLearner:
                 slots = classes(self.problem(loss_fn), self._meta["model"], stack.support_y[0])
                 check_slots(stack, slots, query=loss_fn is None, remedy=self.other_labels)
             elif loss_fn is None and self.learner.predict is apply_fast:
-                outputs = self.problem().apply(self._meta["model"], stack.support_x[0, :1]).shape[-1]  # not computed
+                with naming_inputs(self._model, [stack]):
+                    one = self.problem().apply(self._meta["model"], stack.support_x[0, :1])  # not computed
+                outputs = one.shape[-1]
                 check_range(stack, outputs, f"{type(self._model).__name__} has {outputs} outputs")
 
     # --- persistence ---------------------------------------------------------------------------------------------
@@ -341,16 +301,11 @@ class MetaLearner:
     def load_state(self, arrays: Mapping[str, mx.array]) -> None:
         """Take over what `state` gave; names, shapes and dtypes must fit.
 
-        Arrays under `fixed/` are frozen ones that an adapter of the model has for itself (VeRA's A and B).
+        Arrays under `fixed/` are those that an adapter of the model has for itself (VeRA's A and B).
         """
-        fixed = {name: array for name, array in arrays.items() if name.startswith(FIXED)}
-        arrays = {name: array for name, array in arrays.items() if name not in fixed}
-        flat: Any = tree_flatten(self._model.parameters())
-        there = {FIXED + path: array for path, array in flat}
-        own, where = self.state(), f"this {type(self).__name__} over {type(self._model).__name__}"
-        check_fit(arrays, own, where)
-        check_fit(fixed, {name: there[name] for name in fixed if name in there}, where)
-        update(self._model, {name.removeprefix(FIXED): array for name, array in fixed.items()})
+        fixed, arrays = split_fixed(self._model, arrays)
+        check_fit(arrays, self.state(), f"this {type(self).__name__} over {type(self._model).__name__}")
+        update(self._model, fixed)
         tree = unflatten(arrays, {**self._meta, "optimizer": self._optimizer_state})
         self._meta = {"model": tree["model"], "rule": tree["rule"]}
         self._optimizer_state = tree["optimizer"]
@@ -377,26 +332,16 @@ class MetaLearner:
 
     def load(self, path: str | Path) -> None:
         """Take over a checkpoint of the same algorithm, model and optimiser."""
-        arrays, header = read_npz(Path(path))
-        learner = header.get("learner", {})
-        if learner.get("algorithm") != self.algorithm:
-            raise CheckpointError(f"{path} was made by {learner.get('algorithm')!r}, not by {self.algorithm!r}")
+        self.take_over(path, *read_npz(path))
+
+    def take_over(self, path: str | Path, arrays: Mapping[str, mx.array], header: Mapping[str, Any]) -> None:
+        """`load` of a file at `path` that has been read already (`checkpoint.read_npz`)."""
+        about = header.get("learner", {})
+        if about.get("algorithm") != self.algorithm:
+            raise CheckpointError(f"{path} was made by {about.get('algorithm')!r}, not by {self.algorithm!r}")
         self.load_state(arrays)
         # So that a resumed run cuts its stacks as the first one did.
-        self._task_bytes.update(learner.get("task_bytes", {}))
-
-
-class AdaptedModel(nn.Module):
-    """A model together with a learner's fast state that is not weights (prototypes, a closed-form head, …)."""
-
-    def __init__(self, model: nn.Module, learner: Learner, fast: Any, loss_fn: LossFn | None, head: str | None):
-        super().__init__()
-        self.model = model
-        self._learner, self._fast = learner, fast
-        self._problem = bind(model, loss_fn, head)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self._learner.predict(self._problem, self._fast, x)
+        self._task_bytes.update(about.get("task_bytes", {}))
 
 
 def _cycle(episodes: list, size: int, num_iterations: int | None) -> Iterator[list[EpisodeStack]]:
@@ -410,15 +355,3 @@ def _cycle(episodes: list, size: int, num_iterations: int | None) -> Iterator[li
         source = itertools.cycle(episodes)
     for _ in range(count):
         yield as_stacks(list(itertools.islice(source, size)))
-
-
-def check_positive(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value > 0):
-            raise ConfigurationError(f"{name} must be a positive number, got {value!r}")
-
-
-def _check_whole(least: int, **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and not (isinstance(value, Real) and value >= least and value % 1 == 0):
-            raise ConfigurationError(f"{name} must be a whole number of at least {least}, got {value!r}")

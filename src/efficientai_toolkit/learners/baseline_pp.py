@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..config import Count, Positive
 from ..nn.functional import trainable
 from ..nn.losses import accuracy, is_classification
+from ..settings import Count, Positive
 from .base import MetaLearner
 from .inner_loop import inner_loop
 from .labels import check_range, classes

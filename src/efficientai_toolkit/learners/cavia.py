@@ -5,10 +5,10 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import Count
 from ..errors import ConfigurationError, ModelError, did_you_mean
 from ..nn.functional import trainable
 from ..nn.head import in_order
+from ..settings import Count
 from .base import MetaLearner
 from .inner_loop import inner_loop
 from .learner import Learner

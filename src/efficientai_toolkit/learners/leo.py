@@ -9,12 +9,12 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from ..backbones.mlp import MLP
-from ..config import Count, NonNegative, Positive, Steps
 from ..errors import ConfigurationError, ModelError, TaskSamplingError
 from ..nn.activations import relu
 from ..nn.functional import Parameters, trainable
 from ..nn.layers import shared_times
 from ..nn.losses import is_classification
+from ..settings import Count, NonNegative, Positive, Steps
 from ..tasks.episode import Episode
 from .base import MetaLearner
 from .inner_loop import inner_loop

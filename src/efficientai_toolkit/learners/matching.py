@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..config import Count, Steps
 from ..nn.functional import Parameters
+from ..settings import Count, Steps
 from .labels import classes
 from .learner import Learner
 from .metric import MetricLearner, embedder, embedding_size, one_hot, unit

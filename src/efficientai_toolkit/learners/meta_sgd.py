@@ -30,8 +30,8 @@ def meta_sgd_rule(low: float, high: float) -> UpdateRule:
 class MetaSGDLearner(MetaLearner):
     """Meta-SGD: (θ, α) ← (θ, α) − β ∇_(θ, α) Σ_tasks L_query(θ − α ∘ ∇L_support(θ)).
 
-    The rates may become negative, as in the paper. They are tuned to the trained number of steps: one step's rates
-    are far too large for five, so evaluate with the number that was trained.
+    The rates start positive and may become negative, as in the paper. They are tuned to the trained number of steps:
+    one step's rates are far too large for five, so evaluate with the number that was trained.
 
     Options:
         rate_range: the rates are drawn uniformly from it; `inner_lr` is not used.
@@ -44,10 +44,7 @@ class MetaSGDLearner(MetaLearner):
     algorithm = "meta_sgd"
 
     def build(self, *, rate_range: tuple[float, float] = (0.005, 0.1), first_order: bool = False) -> Learner:
-        try:
-            low, high = (float(rate) for rate in rate_range)
-        except (TypeError, ValueError):
-            low, high = 1.0, 0.0
-        if not low <= high:
-            raise ConfigurationError(f"rate_range must be a pair low ≤ high, got {rate_range!r}")
+        low, high = rate_range
+        if not 0 <= low <= high:
+            raise ConfigurationError(f"MetaSGDLearner: rate_range must be a pair 0 ≤ low ≤ high, got {rate_range}")
         return maml(meta_sgd_rule(low, high), second_order=not first_order)

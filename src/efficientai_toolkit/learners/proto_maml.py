@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..config import Positive
 from ..errors import ConfigurationError, TaskSamplingError, did_you_mean
 from ..nn.losses import is_classification
+from ..settings import Positive
 from .base import MetaLearner
 from .inner_loop import inner_loop
 from .learner import Learner

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import Positive
 from ..errors import ConfigurationError, did_you_mean
+from ..settings import Positive
 from .labels import classes
 from .learner import Learner
 from .metric import (

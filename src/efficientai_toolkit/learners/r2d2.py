@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..config import Positive
 from ..nn.losses import is_classification
+from ..settings import Positive
 from .base import MetaLearner
 from .labels import classes
 from .learner import Learner

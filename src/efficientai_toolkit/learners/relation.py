@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..backbones.mlp import MLP
-from ..config import Count
 from ..nn.functional import functional, trainable
+from ..settings import Count
 from ..tasks.episode import Episode
 from .labels import classes
 from .learner import Learner, mean_gradient, query_metrics

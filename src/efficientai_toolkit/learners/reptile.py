@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..config import Count
 from ..errors import ConfigurationError, did_you_mean
+from ..settings import Count
 from ..tasks.episode import Episode
 from .base import MetaLearner
 from .inner_loop import inner_loop

@@ -1,7 +1,4 @@
-"""The base model under a checkpoint, which is not in it: its description, and the check that it is the same one.
-
-What is in it are the trained arrays, and the fixed ones that an adapter has drawn or read for itself (VeRA's A and B).
-"""
+"""The base model under a checkpoint, which is not in it: its description, and the check that it is the same one."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from ..adapters.attach import adapter_state, adapters_of, flat_parameters
+from ..adapters.attach import flat_parameters
+from ..adapters.fixed import fixed_arrays, split_fixed
 from ..adapters.select import SHARED
 from ..checkpoint import read_npz
 from ..errors import AdapterError, CheckpointError, ConfigurationError
-from ..learners.base import FIXED, MetaLearner
+from ..learners.base import MetaLearner
 from ..nn.functional import trainable, update
-from ..nn.trees import check_fit
 
 if TYPE_CHECKING:
     from ..config import MetaLearningConfig
@@ -89,29 +86,24 @@ def move_base(config: MetaLearningConfig, source: str | None) -> None:
     config.model.source = source
 
 
-def fixed_arrays(model: Any) -> dict[str, mx.array]:
-    """The arrays of the model's adapter that are not trained, under the names that they have in a file."""
-    if adapters_of(model) is None:
-        return {}
-    trained = trainable(model)
-    return {FIXED + path: array for path, array in adapter_state(model).items() if path not in trained}
-
-
 def take_fixed(
     model: Any, arrays: Mapping[str, mx.array], config: MetaLearningConfig, path: str | Path
 ) -> dict[str, mx.array]:
     """Put a file's fixed arrays into `model`; the others are returned."""
-    given = {name: array for name, array in arrays.items() if name.startswith(FIXED)}
+    check_fixed(model, arrays, config, path)
+    fixed, others = split_fixed(model, arrays)
+    update(model, fixed)
+    return others
+
+
+def check_fixed(model: Any, arrays: Mapping[str, mx.array], config: MetaLearningConfig, path: str | Path) -> None:
+    """Refuse a file from before there were fixed arrays, when all adapters were drawn from key 0, for another seed."""
     own = fixed_arrays(model)
-    if own and not given and config.seed != 0:  # before there were any, all were drawn from key 0
+    if own and config.seed != 0 and not own.keys() & arrays.keys():
         raise CheckpointError(
             f"{path} lacks the fixed arrays of its adapter, which seed {config.seed} does not draw as an earlier "
             "release did; train again"
         )
-    if given:
-        check_fit(given, own, "this model")
-        update(model, {name.removeprefix(FIXED): array for name, array in given.items()})
-    return {name: array for name, array in arrays.items() if name not in given}
 
 
 def load_checkpoint(learner: MetaLearner, config: MetaLearningConfig, path: str | Path) -> None:
@@ -121,13 +113,9 @@ def load_checkpoint(learner: MetaLearner, config: MetaLearningConfig, path: str 
         CheckpointError: the file is damaged, or of another algorithm, model or base model.
     """
     arrays, header = read_npz(path)
-    about = header.get("learner", {})
-    if about.get("algorithm") != learner.algorithm:
-        raise CheckpointError(f"{path} was made by {about.get('algorithm')!r}, not by {learner.algorithm!r}")
     check_base(header.get("base"), config, learner.model, path)
-    learner.load_state(take_fixed(learner.model, arrays, config, path))
-    # So that a resumed run cuts its stacks as the first one did.
-    learner._task_bytes.update(about.get("task_bytes", {}))
+    check_fixed(learner.model, arrays, config, path)
+    learner.take_over(path, arrays, header)
 
 
 def _digest(model: Any) -> str:

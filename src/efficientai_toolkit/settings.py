@@ -1,0 +1,54 @@
+"""What a setting may be: ranges as types, and the check of a value against its annotation.
+
+Sections of the configuration, learners, adapters and backbones annotate their settings with these types.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from .errors import ConfigurationError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+def as_annotated(value: Any, annotation: Any, *, strict: bool = False) -> Any:
+    """`value` as `annotation` has it: a YAML list becomes a tuple where it says so, unless `strict`.
+
+    Raises:
+        ValueError: what it should be, as the end of a sentence that begins with the setting's name.
+    """
+    kind = TypeAdapter(annotation, config={"allow_inf_nan": False, "arbitrary_types_allowed": True})
+    try:
+        found = kind.validate_python(value, strict=strict)
+    except ValidationError as error:
+        # "Input should be …", "Tuple should have …", "Field required"
+        should = error.errors()[0]["msg"].partition("should ")[2]
+        raise ValueError(f"should {should or 'have more items'}") from None
+    if isinstance(value, bool) is not isinstance(found, bool):
+        raise ValueError(f"should be {'a number' if isinstance(value, bool) else 'true or false'}")
+    return found
+
+
+def check_positive(**values: float | None) -> None:
+    """Every argument that is not None is a positive, finite number."""
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value > 0):
+            raise ConfigurationError(f"{name} must be a positive number, got {value!r}")
+
+
+def check_whole(least: int, **values: int | None) -> None:
+    """Every argument that is not None is a whole number of at least `least`."""
+    for name, value in values.items():
+        if value is not None and not (isinstance(value, Real) and value >= least and value % 1 == 0):
+            raise ConfigurationError(f"{name} must be a whole number of at least {least}, got {value!r}")
