@@ -390,7 +390,9 @@ def test_a_large_model_is_not_measured_by_a_stack_of_it(monkeypatch, budget, sta
     learner = learner_class("maml")(SimpleClassifier(hidden_dim=8, num_classes=2), num_inner_steps=1, compile=False)
     measured = []
     gradient = graphs.Graphs._gradient
-    monkeypatch.setattr(graphs.Graphs, "_gradient", lambda self, loss: measured.append(loss) or gradient(self, loss))
+    monkeypatch.setattr(
+        graphs.Graphs, "_gradient", lambda self, loss, made: measured.append(loss) or gradient(self, loss, made)
+    )
     x, y = mx.ones((3, 4, 2)), mx.zeros((3, 4), dtype=mx.int32)
     fit = learner._graphs._chunk_of(EpisodeStack(x, y, x, y), learner.meta, None)
     assert (fit, bool(measured)) == ((3, True) if stacked else (1, False))

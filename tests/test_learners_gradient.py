@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -99,9 +101,12 @@ def test_multi_step_loss_goes_from_the_mean_to_the_last_step():
     each = [MAMLLearner(MLP(hidden_dim=8), inner_lr=0.05, num_inner_steps=k).meta_gradient(stack)[1] for k in (1, 2, 3)]
     mean = {name: sum(g[name] for g in each) / 3 for name in each[0]}
     assert_close(learner.meta_gradient(stack)[1], mean)
-    learner.iteration = 1000
-    late = {name: 0.01 * (each[0][name] + each[1][name]) + 0.98 * each[2][name] for name in mean}
+    learner.iteration = 9
+    weights = step_weights(mx.array(0.9), 3).tolist()
+    late = {name: sum(w * g[name] for w, g in zip(weights, each, strict=True)) for name in mean}
     assert_close(learner.meta_gradient(stack)[1], late)
+    learner.iteration = 10
+    assert_close(learner.meta_gradient(stack)[1], each[2])
 
 
 def test_derivative_order_is_annealed():
@@ -112,6 +117,24 @@ def test_derivative_order_is_annealed():
         learner.iteration = iteration
         same = MAMLLearner(MLP(hidden_dim=8), inner_lr=0.05, num_inner_steps=2, first_order=first_order)
         assert_close(learner.meta_gradient(stack)[1], same.meta_gradient(stack)[1])
+
+
+def test_after_its_phases_maml_pp_costs_what_maml_does():
+    """Operations of a meta-step: more with the multi-step loss, fewer in first order."""
+    counts = []
+    for several, first, iteration in ((5, 0, 0), (5, 0, 5), (0, 5, 0), (0, 5, 5), (0, 0, 0)):
+        options = SWITCHED_OFF | {"multi_step_iterations": several, "first_order_iterations": first, "compile": False}
+        learner = learner_class("maml++")(MLP(hidden_dim=8), inner_lr=0.05, num_inner_steps=3, **options)
+        learner.iteration = iteration
+        counts.append(operations(learner.meta_update([sines(2)])["grad_norm"]))
+    multi_step, last_step, first_order, second_order, maml = counts
+    assert multi_step > last_step == second_order == maml > first_order
+
+
+def operations(*arrays: mx.array) -> int:
+    text = io.StringIO()
+    mx.export_to_dot(text, *arrays)
+    return text.getvalue().count("shape=rectangle")
 
 
 def test_norms_have_their_own_affine_for_every_step():
@@ -149,3 +172,15 @@ def test_fifty_steps_lower_the_held_out_loss(name):
     for i in range(50):
         learner.meta_train_step(blobs(4, seed=i))
     assert learner.evaluate(held_out, num_adaptation_steps=(5,))["step_5_loss"] < 0.8 * before
+
+
+def test_the_supports_loss_costs_nothing_where_it_is_not_asked_for():
+    counts, updated = [], []
+    for asked in (True, False):
+        learner = MAMLLearner(MLP(hidden_dim=8), inner_lr=0.05, num_inner_steps=2)
+        metrics = learner.meta_update([sines(2)], support_loss=asked)
+        assert ("support_loss" in metrics) == asked
+        counts.append(operations(*metrics.values()))
+        updated.append(learner.meta["model"])
+    assert counts[0] > counts[1]
+    assert_close(updated[0], updated[1])

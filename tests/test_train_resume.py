@@ -225,8 +225,8 @@ def test_divergence_names_the_iteration_and_keeps_the_last_good_state(tmp_path, 
 
     whole = MetaLearner.meta_update
 
-    def breaking(self, stacks, loss_fn=None):
-        metrics = whole(self, stacks, loss_fn)
+    def breaking(self, stacks, loss_fn=None, **options):
+        metrics = whole(self, stacks, loss_fn, **options)
         return {**metrics, "grad_norm": metrics["grad_norm"] + float("inf")} if self.iteration == 18 else metrics
 
     monkeypatch.setattr(MetaLearner, "meta_update", breaking)

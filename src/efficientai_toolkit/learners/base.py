@@ -144,20 +144,26 @@ class MetaLearner(Algorithm):
         """
         stacks = as_stacks(episodes)
         self._check_labels(stacks, loss_fn, training=True)
-        return {name: float(value) for name, value in self.meta_update(stacks, loss_fn).items()}
+        return {name: float(value) for name, value in self.meta_update(stacks, loss_fn, support_loss=True).items()}
 
-    def meta_update(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None = None) -> Metrics:
-        """`meta_train_step` on stacks, lazily: nothing is waited for, so steps can be queued with `mx.async_eval`."""
+    def meta_update(
+        self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None = None, *, support_loss: bool = False
+    ) -> Metrics:
+        """`meta_train_step` on stacks, lazily: nothing is waited for, so steps can be queued with `mx.async_eval`.
+
+        The support's loss after adaptation, a forward pass that nothing but the report needs, is computed where
+        `support_loss` asks for it.
+        """
         with naming_inputs(self._model, stacks):
             metrics, self._meta, self._optimizer_state = self._graphs.update(
-                self._meta, self._optimizer_state, stacks, loss_fn, self._counter
+                self._meta, self._optimizer_state, stacks, loss_fn, self._counter, self.iteration, support_loss
             )
         self.iteration += 1
         return metrics
 
     def meta_gradient(self, episodes: Episodes, loss_fn: LossFn | None = None) -> tuple[Metrics, Parameters]:
         """Metrics and the meta-gradient `{"model/…": …, "rule/…": …}` of a meta-batch; changes nothing."""
-        metrics, grads = self._graphs.gradient(self._meta, as_stacks(episodes), loss_fn, self._counter)
+        metrics, grads = self._graphs.gradient(self._meta, as_stacks(episodes), loss_fn, self._counter, self.iteration)
         return metrics, flatten(grads)
 
     def meta_train(
@@ -192,7 +198,7 @@ class MetaLearner(Algorithm):
             batches = _cycle(episodes, meta_batch_size, num_iterations)
         history: list[Metrics] = []
         for stacks in batches:
-            history.append(self.meta_update(stacks, loss_fn))
+            history.append(self.meta_update(stacks, loss_fn, support_loss=True))
             mx.async_eval(self._meta, self._optimizer_state, history[-1])
             if len(history) > 1:
                 mx.eval(history[-2])  # at most two steps in flight

@@ -18,12 +18,12 @@ from ..nn.statistics import given, recorded
 from ..nn.trees import flatten
 from ..optimizers import pure_update
 from ..tasks.episode import EpisodeStack
-from .learner import Learner, Meta, Metrics, Problem, map_tasks
+from .learner import Learner, Meta, MetaGrad, Metrics, Problem, map_tasks
 from .side_by_side import side_by_side, workers
 
 
 class Graphs:
-    """Pure functions of (meta, optimiser state, stacks, counter), traced once for each loss and kept.
+    """Pure functions of (meta, optimiser state, stacks, counter), traced once for each loss and phase and kept.
 
     Args:
         learner: the algorithm.
@@ -63,30 +63,50 @@ class Graphs:
         return self._problems[loss_fn]
 
     def update(
-        self, meta: Meta, state: Any, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None, counter: mx.array
+        self,
+        meta: Meta,
+        state: Any,
+        stacks: Sequence[EpisodeStack],
+        loss_fn: LossFn | None,
+        counter: mx.array,
+        iteration: int,
+        support_loss: bool,
     ) -> tuple[Metrics, Meta, Any]:
-        """One outer step: (metrics, new meta, new optimiser state). `counter` (seed, iteration) is its key."""
+        """One outer step: (metrics, new meta, new optimiser state). `counter` (seed, iteration) is its key.
+
+        Without `support_loss` that metric, a forward pass of the support, is not computed.
+        """
         if len(stacks) == 1 and self._chunk_of(stacks[0], meta, loss_fn) >= stacks[0].num_tasks:
-            step = self._function(("step", loss_fn), lambda: self._whole_step(loss_fn))
+            meta_grad = self.learner.meta_grad_at(iteration)
+            name = ("step", loss_fn, meta_grad, support_loss)
+            step = self._function(name, lambda: self._whole_step(loss_fn, meta_grad, support_loss))
             return step(meta, state, counter, tuple(stacks[0]))
-        metrics, grads = self.gradient(meta, stacks, loss_fn, counter)
+        metrics, grads = self.gradient(meta, stacks, loss_fn, counter, iteration, support_loss)
         norms, meta, state = self._function("apply", lambda: self._apply)(meta, state, grads)
         return metrics | norms, meta, state
 
     def gradient(
-        self, meta: Meta, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None, counter: mx.array
+        self,
+        meta: Meta,
+        stacks: Sequence[EpisodeStack],
+        loss_fn: LossFn | None,
+        counter: mx.array,
+        iteration: int,
+        support_loss: bool = True,
     ) -> tuple[Metrics, Meta]:
         """Mean meta-gradient over all tasks, chunk by chunk; each is evaluated before the next is begun."""
         parts = [part for stack in stacks for part in stack.chunks(self._chunk_of(stack, meta, loss_fn))]
         sizes = [part.num_tasks for part in parts]
         ends = list(itertools.accumulate(sizes))
         keys, grads = mx.random.split(counter, ends[-1]), None
+        meta_grad = self.learner.meta_grad_at(iteration)
         calls = [
             (meta, keys[end - n : end], counter[1], tuple(part))
             for part, n, end in zip(parts, sizes, ends, strict=True)
         ]
         rows: list[tuple[int, Metrics]] = []
-        with closing(self._each(("gradient", loss_fn), lambda: self._gradient(loss_fn), calls)) as found:
+        name = ("gradient", loss_fn, meta_grad, support_loss)
+        with closing(self._each(name, lambda: self._gradient(loss_fn, meta_grad, support_loss), calls)) as found:
             for n, (metrics, more) in zip(sizes, found, strict=True):
                 more = tree_map(lambda g, n=n: g * (n / ends[-1]), more)
                 grads = more if grads is None else tree_map(mx.add, grads, more)
@@ -156,19 +176,21 @@ class Graphs:
             kept[name] = mx.compile(make()) if self._compiled else make()
         return kept[name]
 
-    def _gradient(self, loss_fn: LossFn | None) -> Callable:
+    def _gradient(self, loss_fn: LossFn | None, meta_grad: MetaGrad, support_loss: bool = True) -> Callable:
         problem, learner, num_steps = self.problem(loss_fn), self.learner, self.num_steps
 
         def gradient(meta, keys, iteration, stack):
-            metrics, grads = learner.meta_grad(
+            metrics, grads = meta_grad(
                 learner, problem, meta, EpisodeStack(*stack), keys=keys, num_steps=num_steps, iteration=iteration
             )
-            return {name: mx.mean(value) for name, value in metrics.items()}, grads
+            # What a compiled function does not return is not computed.
+            wanted = {name: mx.mean(m) for name, m in metrics.items() if support_loss or name != "support_loss"}
+            return wanted, grads
 
         return gradient
 
-    def _whole_step(self, loss_fn: LossFn | None) -> Callable:
-        gradient = self._gradient(loss_fn)
+    def _whole_step(self, loss_fn: LossFn | None, meta_grad: MetaGrad, support_loss: bool) -> Callable:
+        gradient = self._gradient(loss_fn, meta_grad, support_loss)
 
         def step(meta, state, counter, stack):
             keys = mx.random.split(counter, stack[0].shape[0])
@@ -245,7 +267,8 @@ class Graphs:
         keys = mx.random.split(mx.random.key(0), 2)
         mx.eval(part, meta, keys)
         try:
-            peak = _peak_bytes(lambda: self._gradient(loss_fn)(meta, keys, mx.array(0, dtype=mx.uint32), part))
+            gradient = self._gradient(loss_fn, self.learner.meta_grad)
+            peak = _peak_bytes(lambda: gradient(meta, keys, mx.array(0, dtype=mx.uint32), part))
         except (ValueError, RuntimeError) as error:
             if "vmap" not in str(error):
                 raise

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from ..config import Count, Positive
-from ..nn.elementwise import scaling
+from ..nn.elementwise import cut, scaling
 from ..nn.trees import ravel
+from ..settings import Count, Positive
 from ..tasks.episode import Episode
 from .base import MetaLearner
 from .inner_loop import inner_loop
@@ -48,11 +48,11 @@ def conjugate_gradient(matvec: Callable[[mx.array], mx.array], b: mx.array, step
         return (u[:, None] @ v[:, :, None])[:, 0]  # (T, 1); a tenth of the time of a sum of products on a CPU
 
     def ratio(a, c):
-        # Ends a fused kernel, which would otherwise compute it for each of the P numbers.
-        return mx.stop_gradient(mx.where(c > 0, a / mx.where(c > 0, c, 1), 0))
+        # A kernel of its own, or the comparisons would be computed again for each of the P numbers.
+        return cut(mx.where(c > 0, a / mx.where(c > 0, c, 1), 0))
 
     size = mx.max(mx.abs(b), axis=1, keepdims=True)
-    size = mx.stop_gradient(mx.where(size > 0, size, 1))  # squares of a task that was thrown far would overflow
+    size = cut(mx.where(size > 0, size, 1))  # squares of a task that was thrown far would overflow
     b = b / size
     x, residual, direction, square = mx.zeros_like(b), b, b, dot(b, b)
     for _ in range(steps):
@@ -63,7 +63,7 @@ def conjugate_gradient(matvec: Callable[[mx.array], mx.array], b: mx.array, step
         residual = residual - length * image
         new = dot(residual, residual)
         # Along negative curvature the residual stays, and so does a direction of zero from there on.
-        going_on = mx.stop_gradient(length > 0)
+        going_on = cut((length > 0).astype(residual.dtype))
         direction = going_on * (residual + ratio(new, square) * direction)
         square = new
     return size * x

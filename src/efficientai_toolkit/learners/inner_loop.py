@@ -11,7 +11,6 @@ from .update_rules import RuleParameters, UpdateRule
 
 # From this many steps on, second-order adaptation keeps only each step's weights and recomputes the rest backwards.
 CHECKPOINT_FROM = 8
-SHARE = "/second_order"  # among the rule's arrays, whose names have no slash
 
 
 def inner_loop(
@@ -24,7 +23,7 @@ def inner_loop(
     rule_params: RuleParameters,
     num_steps: int,
     adapts: Iterable[str] | None = None,
-    second_order: bool | mx.array = True,
+    second_order: bool = True,
     checkpoint: bool | None = None,
     batch_size: int | None = None,
     key: mx.array | None = None,
@@ -38,8 +37,7 @@ def inner_loop(
         support_x, support_y: (S, …) both.
         rule, rule_params: the update rule and its meta-learned arrays.
         adapts: paths that the steps may change; the others are held at their start. Default: all.
-        second_order: differentiate through the inner gradients; otherwise they count as constants. A scalar array
-            0 or 1 decides within the graph.
+        second_order: differentiate through the inner gradients; otherwise they count as constants.
         checkpoint: recompute each step on the way back (memory of one step instead of `num_steps`; same numbers).
             Default: from 8 second-order steps on.
         batch_size: rows of the support drawn anew for each step (Reptile); default: all of it.
@@ -54,9 +52,7 @@ def inner_loop(
     fast = {path: params[path] for path in paths}
     state = rule.start(fast)
     if checkpoint is None:
-        checkpoint = second_order is not False and num_steps >= CHECKPOINT_FROM
-    if isinstance(second_order, mx.array):
-        rule_params = {**rule_params, SHARE: second_order}
+        checkpoint = second_order and num_steps >= CHECKPOINT_FROM
     keys: list[mx.array | None] = [None] * num_steps if key is None else list(mx.random.split(key, max(num_steps, 1)))
 
     def one_step(step, fast, state, held, rule_params, x, y, key):
@@ -68,9 +64,8 @@ def inner_loop(
         # With respect to all of them, though only those of `fast` are used (the rest is never computed): an activation
         # of `mlx.nn`, which is a compiled function, cannot be differentiated later where its input is no argument here.
         grads = mx.grad(loss)({**held, **fast}, x, y, key=key)
-        if second_order is not True:
-            share = rule_params.get(SHARE)
-            grads = {path: _partly_stopped(grads[path], share) for path in fast}
+        if not second_order:
+            grads = {path: mx.stop_gradient(grads[path]) for path in fast}
         return rule.update(rule_params, state, grads, fast, step)
 
     if each is not None:
@@ -82,12 +77,6 @@ def inner_loop(
         if each is not None:
             each(step + 1, {**held, **fast})
     return {path: fast[path] if path in fast else held[path] for path in params}
-
-
-def _partly_stopped(g: mx.array, share: mx.array | None) -> mx.array:
-    """g, with `share` (0 or 1) of its gradient; none of it without."""
-    constant = mx.stop_gradient(g)
-    return constant if share is None else constant + share * (g - constant)
 
 
 def _checkpointed(one_step: Callable, step: int) -> Callable:

@@ -17,6 +17,7 @@ from ..tasks.episode import Episode, EpisodeStack
 
 Meta = dict[str, Parameters]  # {"model": θ, "rule": everything else that is meta-learned}
 Metrics = dict[str, mx.array]
+MetaGrad = Callable[..., tuple[Metrics, Meta]]
 
 
 class Problem(NamedTuple):
@@ -134,7 +135,7 @@ def mean_gradient(task: Callable, meta: Meta, stack: EpisodeStack, keys: mx.arra
 
 
 class Learner(NamedTuple):
-    """Four pure functions.
+    """Four pure functions, of which the last may change on the way.
 
     init: (params, *, key) -> meta.
     adapt: (problem, meta, support_x, support_y, *, key, num_steps, each=None) -> fast: fast weights, or prototypes.
@@ -142,9 +143,16 @@ class Learner(NamedTuple):
     predict: (problem, fast, x, *, key=None) -> predictions.
     meta_grad: (learner, problem, meta, stack, *, keys, num_steps, iteration) -> (metrics of each task, mean gradient)
         over a stack of tasks with one key each; `iteration` is a traced scalar, for annealing.
+    phase: (iteration) -> its `meta_grad`, one object for all iterations of a phase, where training goes through phases
+        whose graphs differ; `meta_grad` is then the one that takes most memory.
     """
 
     adapt: Callable[..., Any]
     init: Callable[..., Meta] = as_meta
     predict: Callable[..., mx.array] = apply_fast
-    meta_grad: Callable[..., tuple[Metrics, Meta]] = through_adaptation
+    meta_grad: MetaGrad = through_adaptation
+    phase: Callable[[int], MetaGrad] | None = None
+
+    def meta_grad_at(self, iteration: int) -> MetaGrad:
+        """The `meta_grad` of an iteration, counted from 0."""
+        return self.meta_grad if self.phase is None else self.phase(iteration)

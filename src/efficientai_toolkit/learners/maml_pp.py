@@ -8,14 +8,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 
-from ..config import Count, Steps
 from ..errors import ConfigurationError
 from ..nn.layers import EpisodicBatchNorm
 from ..optimizers import Rate, schedule
+from ..settings import Count, Steps, check_positive
 from ..tasks.episode import Episode
-from .base import MetaLearner, check_positive
-from .inner_loop import inner_loop
-from .learner import Learner, mean_gradient, query_metrics
+from .base import MetaLearner
+from .learner import Learner, MetaGrad, mean_gradient, query_metrics
 from .maml import maml
 from .update_rules import UpdateRule, sgd
 from .update_rules import lslr as learned_rates  # `lslr` is an option's name below
@@ -53,47 +52,47 @@ def step_weights(progress: mx.array, num_steps: int) -> mx.array:
 
 
 def maml_pp(rule: UpdateRule, *, multi_step_iterations: int, first_order_iterations: int) -> Learner:
-    """MAML with a multi-step loss and derivative-order annealing.
+    """MAML with a multi-step loss and derivative-order annealing; each phase computes what it needs and no more.
 
     Args:
         rule: the update rule.
         multi_step_iterations: iterations over which the outer loss moves from all steps to the last; 0: last only.
         first_order_iterations: iterations before the inner gradients are differentiated through.
     """
-    base = maml(rule)
 
-    def meta_grad(learner, problem, meta, stack, *, keys, num_steps, iteration):
-        second_order = (iteration >= first_order_iterations).astype(mx.float32) if first_order_iterations else True
-        multi_step = multi_step_iterations > 0 and num_steps > 1
-        weights = step_weights(iteration / max(multi_step_iterations, 1), num_steps) if multi_step else None
+    def multi_step(base: Learner) -> MetaGrad:
+        def meta_grad(learner, problem, meta, stack, *, keys, num_steps, iteration):
+            weights = step_weights(iteration / multi_step_iterations, num_steps)
 
-        def task(meta, sx, sy, qx, qy, key):
-            inner, outer = mx.random.split(key)
-            trajectory: dict[int, Any] = {}
-            last = inner_loop(
-                problem.loss,
-                meta["model"],
-                sx,
-                sy,
-                rule=rule,
-                rule_params=meta["rule"],
-                num_steps=num_steps,
-                second_order=second_order,
-                key=inner,
-                each=trajectory.__setitem__,
-            )
-            loss, metrics = query_metrics(learner, problem, last, Episode(sx, sy, qx, qy), outer)
-            if weights is not None:
+            def task(meta, sx, sy, qx, qy, key):
+                inner, outer = mx.random.split(key)
+                after: dict[int, Any] = {}
+                last = base.adapt(problem, meta, sx, sy, key=inner, num_steps=num_steps, each=after.__setitem__)
+                loss, metrics = query_metrics(learner, problem, last, Episode(sx, sy, qx, qy), outer)
                 earlier = [
-                    problem.criterion(learner.predict(problem, trajectory[k], qx, key=outer), qy)
+                    problem.criterion(learner.predict(problem, after[k], qx, key=outer), qy)
                     for k in range(1, num_steps)
                 ]
-                loss = mx.sum(weights * mx.stack([*earlier, loss]))
-            return loss, metrics
+                return mx.sum(weights * mx.stack([*earlier, loss])), metrics
 
-        return mean_gradient(task, meta, stack, keys)
+            return mean_gradient(task, meta, stack, keys)
 
-    return base._replace(meta_grad=meta_grad)
+        return meta_grad
+
+    def last_step(base: Learner) -> MetaGrad:
+        return lambda _learner, *args, **named: base.meta_grad(base, *args, **named)
+
+    orders = {first: maml(rule, second_order=not first) for first in (True, False)}
+    phases = {
+        (several, first): (multi_step if several else last_step)(base)
+        for several in (True, False)
+        for first, base in orders.items()
+    }
+
+    def phase(iteration: int) -> MetaGrad:
+        return phases[iteration < multi_step_iterations, iteration < first_order_iterations]
+
+    return orders[False]._replace(meta_grad=phases[multi_step_iterations > 0, False], phase=phase)
 
 
 class MAMLPlusPlusLearner(MetaLearner):
@@ -104,14 +103,14 @@ class MAMLPlusPlusLearner(MetaLearner):
     Options:
         lslr: learn a rate for each parameter array and step, from `inner_lr` on.
         multi_step_iterations: iterations over which the outer loss is annealed from the mean over all inner steps to
-            the last one (which then has all but 3 %, as in the paper's code); 0 for the last alone.
+            the last one, which is all that counts from then on, as in the paper's code; 0 for the last alone.
         first_order_iterations: iterations for which the inner gradients count as constants; 0 for none.
         per_step_norm: the scale and shift of normalisation layers are learned for every step, and not adapted.
         cosine_iterations: iterations over which `outer_lr` falls to 1 % of itself along a cosine; None holds it.
 
     Reference: A. Antoniou, H. Edwards, A. Storkey, *How to Train Your MAML*, ICLR 2019, arXiv:1810.09502.
     Differs from the paper in: normalisation uses the statistics of its batch (as the paper's code does in fact), so
-    there are none to keep for each step; the first-order phase is one graph with the second, so it saves no time.
+    there are none to keep for each step.
     """
 
     algorithm = "maml++"

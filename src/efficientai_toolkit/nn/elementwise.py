@@ -54,18 +54,12 @@ def polynomial(coefficients: Sequence[float], t: Any) -> Any:
     return terms[0]
 
 
-@custom_function
 def positive(x):
     """1 where x > 0, else 0, in the dtype of x; not to be differentiated. NaN beyond 1.7e38, where the sum is inf."""
     if x.dtype != mx.float32 or mx.default_device() != mx.cpu:
         return (x > 0).astype(x.dtype)
     doubled = x + mx.abs(x)
     return doubled / (doubled + 1e-30)
-
-
-@positive.vmap
-def _(x, axis):
-    return positive(x), axis
 
 
 @custom_function

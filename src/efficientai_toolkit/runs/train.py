@@ -156,7 +156,8 @@ class _Loop:
                     self._validate()
                     self._save(final=True)
                 while stopped is None and learner.iteration < total:
-                    metrics = learner.meta_update(self.splits.train.batch_at(learner.iteration, tasks))
+                    batch, coming = self.splits.train.batch_at(learner.iteration, tasks), learner.iteration + 1
+                    metrics = learner.meta_update(batch, support_loss=coming % log_interval == 0 or coming == total)
                     mx.async_eval(metrics, learner.meta)
                     pending.append(metrics)
                     if len(pending) > _IN_FLIGHT:
