@@ -48,6 +48,8 @@ class Comparison(NamedTuple):
     options: Mapping[str, dict[str, Any]]
 
 
+# Of a learner whose steps change on the way, those that it takes most of.
+LATER = {"maml++, annealed": ("maml++", {"multi_step_iterations": 0})}
 _FIVE_STEPS = {"num_inner_steps": 4, "finetune_steps": 1}  # of LEO: in the code, and of the weights
 COMPARISONS = {
     "sinusoid": Comparison(
@@ -92,7 +94,7 @@ def compare_learners(
     with default_device_kept():
         select_device(devices_of(device)[0])
         for workload in only or COMPARISONS:
-            for name in sorted(LEARNERS):
+            for name in sorted([*LEARNERS, *LATER]):
                 row = _beside_maml(name, COMPARISONS[workload], seconds)
                 if row is not None:
                     rows.append({"workload": workload, **row})
@@ -105,7 +107,8 @@ def compare_learners(
 
 def _beside_maml(name: str, comparison: Comparison, seconds: float) -> dict[str, Any] | None:
     """None of a learner that does not adapt by steps, or not such a task."""
-    made, options = learner_class(name), comparison.options.get(name, {})
+    algorithm, options = LATER.get(name, (name, comparison.options.get(name, {})))
+    made = learner_class(algorithm)
     if not made.adapts_by_steps:
         return None
     work = Workload(name, "", comparison.tasks, lambda: comparison.make(made, **options))
