@@ -10,11 +10,20 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before any test module imports mlx: the same BLAS as in the processes that tests start, hence the same bits.
+# Before anything imports mlx: the same BLAS as in the processes that tests start, hence the same bits.
 import efficientai_toolkit  # noqa: F401
+
+# isort: split
+import mlx.core as mx
 
 settings.register_profile("toolkit", deadline=None, derandomize=True, database=None)
 settings.load_profile("toolkit")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test or its fixtures draw without a key does not depend on which tests this process has run before."""
+    mx.random.seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +43,13 @@ def data_dir(data_dir_or_none: Path | None) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Decoded arrays go to a folder of this test session, not to the user's cache."""
+def _own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """Decoded arrays go to a folder of this test session, which pytest-xdist's workers share; not to the user's."""
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield
 
 

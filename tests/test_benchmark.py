@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ import pytest
 from efficientai_toolkit.cli.benchmark import benchmark as command
 from efficientai_toolkit.errors import DeviceError, ToolkitError
 from efficientai_toolkit.recipes.benchmark import benchmark, workloads
-from efficientai_toolkit.recipes.benchmark_learners import compare_learners
+from efficientai_toolkit.recipes.benchmark_learners import COMPARISONS, characters, compare_learners
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -67,8 +68,10 @@ def test_learners_are_compared_with_maml(monkeypatch):
         name: target for name, target in _learners().items() if name in ("maml", "fomaml", "protonet", "r2d2", "leo")
     }
     monkeypatch.setattr("efficientai_toolkit.recipes.benchmark_learners.LEARNERS", few)
+    small = COMPARISONS["images"]._replace(tasks=2, make=partial(characters, count=2))
+    monkeypatch.setitem(COMPARISONS, "images", small)
     report = compare_learners(quick=True, device="cpu")
-    names = ["fomaml", "leo", "maml"]  # the others do not adapt by steps
+    names = ["fomaml", "leo", "maml", "maml++, annealed"]  # the others do not adapt by steps
     assert [(row["workload"], row["name"]) for row in report["learners"]] == [
         (workload, name) for workload in ("sinusoid", "images") for name in names
     ]

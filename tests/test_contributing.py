@@ -87,7 +87,8 @@ def test_the_command_line_knows_it(edited, tmp_path):
     source, name, _ = edited
     program = [sys.executable, "-m", "efficientai_toolkit"]
     assert re.search(rf"^Learners: .*\b{name}\b", run([*program, "info"], source, tmp_path), re.M)
-    run([*program, "meta-learning-peft:train", "--algorithm", name, "--iterations", "3"], source, tmp_path)
+    train = ["meta-learning-peft:train", "--algorithm", name, "--iterations", "3", "--no-report"]
+    run([*program, *train], source, tmp_path)
 
 
 def test_the_contract_tests_take_it_up(edited, tmp_path):

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+from efficientai_toolkit.cli import main
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- test: (?P<test>[^>]*?) -->\n+)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
@@ -58,10 +60,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(command: list[str], folder: Path, where: str, data_dir: Path | None = None) -> None:
+def run(command: list[str], folder: Path, where: str) -> None:
     environment = {**os.environ, "MPLBACKEND": "Agg", "COLUMNS": "100"}
-    if data_dir is not None:
-        environment["EFFICIENTAI_DATA_DIR"] = str(data_dir)
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{where}: {shlex.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 
@@ -84,8 +84,27 @@ def quickened(line: str) -> list[str] | None:
     return [str(Path(sys.executable).parent / "efficientai-toolkit"), *words[1:], *quick]
 
 
+def call(command: list[str], where: str, capsys) -> None:
+    """The entry point of `command` within this process, which has imported everything already."""
+    status: object = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command)
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code or 0
+    said = capsys.readouterr()
+    assert status == 0, f"{where}: {shlex.join(command)}\n{said.out[-2000:]}\n{said.err[-3000:]}"
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_commands(path, folder, data_dir_or_none):
+def test_commands(path, folder, data_dir_or_none, monkeypatch, capsys):
+    """Those of the README as the processes that they are, those of the other documents within this one."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("COLUMNS", "100")
+    if data_dir_or_none is not None:
+        monkeypatch.setenv("EFFICIENTAI_DATA_DIR", str(data_dir_or_none))
     for block in blocks(path):
         if block.kind != "bash":
             continue
@@ -93,7 +112,11 @@ def test_commands(path, folder, data_dir_or_none):
             words = quickened(line)
             if words is None or (data_dir_or_none is None and any(name in line for name in NEEDS_DATA)):
                 continue
-            run(words, folder, f"{path.name}, line {block.line}", data_dir_or_none)
+            where = f"{path.name}, line {block.line}"
+            if path.name == "README.md":
+                run(words, folder, where)
+            else:
+                call(words, where, capsys)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
