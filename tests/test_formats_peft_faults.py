@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -100,7 +101,8 @@ def test_adalora_after_its_schedule_is_what_is_left_of_it(tmp_path):
     model = perturbed(attach(encoder()[0], adapter_config("adalora", rank=4), "query"))
     left = {0: [False, False, True, True], 1: [False] * 4}
     for path, slot in slots(model).items():
-        slot.adapters["default"].lora_e *= mx.array(left[int(path.split(".")[1])])
+        adapter: Any = slot.adapters["default"]
+        adapter.lora_e *= mx.array(left[int(path.split(".")[1])])
     x = encoder()[1][0]
     expected = model(x)
     export_peft(model, tmp_path)
@@ -120,7 +122,7 @@ def test_adalora_after_its_schedule_is_what_is_left_of_it(tmp_path):
         import_peft(encoder()[0], tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"lora_alpha": "x"}, {"r": None}, {"use_dora": True, "use_rslora": True}])
+@pytest.mark.parametrize("change", [{"lora_alpha": -1}, {"r": 0}, {"use_dora": True, "use_rslora": True}])
 def test_a_configuration_that_cannot_be_is_said_with_its_folder(lora_folder, change):
     rewrite(lora_folder, **change)
     with pytest.raises(AdapterError, match=rf"{lora_folder}: adapter_config\.json cannot be used"):

@@ -19,6 +19,7 @@ import mlx.nn as nn
 from ..backbones.bert_names import plain_name
 from ..errors import AdapterError, DataNotFoundError, OutputError, did_you_mean
 from ..nn.functional import clone
+from ..settings import as_annotated
 from .attach import adapters_of, flat_parameters, head_state, merge, quantization_loss
 from .base import AdapterConfig
 
@@ -71,8 +72,8 @@ def save_arrays(file: Path, arrays: Mapping[str, mx.array], metadata: dict[str, 
     os.replace(part, file)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json` of a folder."""
+def read_config(folder: Path, types: Mapping[str, Any]) -> dict[str, Any]:
+    """`adapter_config.json` of a folder, as `checked` has it."""
     if not (folder / CONFIG).is_file():
         raise DataNotFoundError(f"{folder} has no {CONFIG}: no adapter folder of PEFT or mlx-lm")
     try:
@@ -81,7 +82,22 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{folder / CONFIG} is not readable JSON: {error}") from error
     if not isinstance(data, dict):
         raise AdapterError(f"{folder / CONFIG} must hold a JSON object")
-    return data
+    return checked(data, types, str(folder / CONFIG))
+
+
+def checked(data: Mapping[str, Any], types: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`data` without its nulls.
+
+    Raises:
+        AdapterError: an entry that `types` annotates is something else; `where` begins the sentence.
+    """
+    given = {name: value for name, value in data.items() if value is not None}
+    for name in [name for name in types if name in given]:
+        try:
+            as_annotated(given[name], types[name], strict=True)
+        except ValueError as error:
+            raise AdapterError(f"{where}: {name} {error}, given {given[name]!r:.99}") from None
+    return given
 
 
 def read_arrays(file: Path) -> dict[str, mx.array]:
@@ -96,7 +112,7 @@ def read_arrays(file: Path) -> dict[str, mx.array]:
 
 
 def faults_sentence(expected: Mapping[str, mx.array], given: Mapping[str, mx.array]) -> str:
-    """Every missing, unknown and misshapen array in one sentence; empty where all fit."""
+    """Every missing, unknown and misshapen array, or one of whole numbers, in one sentence; empty where all fit."""
     faults = [f"{key} is missing" for key in expected if key not in given]
     faults += [f"{key} has no place" for key in given if key not in expected]
     faults += [
@@ -104,7 +120,17 @@ def faults_sentence(expected: Mapping[str, mx.array], given: Mapping[str, mx.arr
         for key, array in expected.items()
         if key in given and given[key].shape != array.shape
     ]
+    faults += [
+        f"{key} is of {str(array.dtype).removeprefix('mlx.core.')}, not floating-point numbers"
+        for key, array in given.items()
+        if not mx.issubdtype(array.dtype, mx.floating)
+    ]
     return "; ".join(faults[:5]) + (f" (and {len(faults) - 5} more)" if len(faults) > 5 else "")
+
+
+def cast(expected: Mapping[str, mx.array], given: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The arrays of a file in the adapter's own dtypes, in which it is trained further and saved."""
+    return {key: given[key].astype(array.dtype) for key, array in expected.items()}
 
 
 def fuse_folder(

@@ -11,15 +11,18 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import AdapterError, did_you_mean
+from ..settings import Count, Positive, Share
 from .adalora import AdaLoRAConfig
 from .attach import attach, detach, slots
 from .dora import DoRAConfig
-from .formats import faults_sentence, named_config, read_arrays, read_config, write_folder
+from .formats import CONFIG, cast, checked, faults_sentence, named_config, read_arrays, read_config, write_folder
 from .lora import LoRAConfig
 from .select import walk
 
 FILE = "adapters.safetensors"
 _LEAVES = ("lora_a", "lora_b", "m")
+_TYPES = {"fine_tune_type": str, "lora_parameters": dict[str, Any]}
+_PARAMETERS = {"rank": Count, "scale": Positive, "dropout": Share}
 
 
 def export_mlx_lm(model: nn.Module, folder: str | Path, *, name: str = "default", base_model: str = "") -> Path:
@@ -54,10 +57,11 @@ def import_mlx_lm(model: nn.Module, folder: str | Path, *, name: str = "default"
     """Attach the adapter in an mlx-lm folder to `model`, its own base.
 
     Raises:
-        AdapterError: a full fine-tune, or arrays that do not fit this model. The model is then as it was.
+        AdapterError: a full fine-tune, an entry that cannot be, or arrays that do not fit this model. The model is
+            then as it was.
     """
     folder = Path(folder)
-    data = read_config(folder)
+    data = read_config(folder, _TYPES)
     kind = data.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
         raise AdapterError(f"{folder}: fine_tune_type {kind!r} is no adapter; 'lora' and 'dora' are")
@@ -71,10 +75,12 @@ def import_mlx_lm(model: nn.Module, folder: str | Path, *, name: str = "default"
         raise AdapterError(f"{folder} does not fit this model: {what[:400]}")
     paths = list(dict.fromkeys(inner + key.rpartition(".")[0] for key in arrays))
     model = attach(model, config, paths, name=name)
-    sentence = faults_sentence(_arrays(model, name), arrays)
+    expected = _arrays(model, name)
+    sentence = faults_sentence(expected, arrays)
     if sentence:
         detach(model, name)
         raise AdapterError(f"{folder} does not fit this model: {sentence}")
+    arrays = cast(expected, arrays)
     for path, slot in slots(model).items():
         if name in slot.adapters:
             for leaf in _LEAVES:
@@ -89,12 +95,13 @@ def _inner(model: nn.Module) -> str:
 
 
 def _config(data: dict[str, Any], kind: str, arrays: dict[str, mx.array], folder: Path) -> LoRAConfig:
-    given = data.get("lora_parameters") or {}
-    rank = given.get("rank") or next((a.shape[1] for key, a in arrays.items() if key.endswith("lora_a")), 0)
+    given = checked(data.get("lora_parameters", {}), _PARAMETERS, f"{folder / CONFIG}: lora_parameters")
+    widths = (a.shape[1] for key, a in arrays.items() if key.endswith("lora_a") and a.ndim == 2)
+    rank = given.get("rank") or next(widths, 0)
     if "scale" not in given or not rank:
         raise AdapterError(f"{folder}: adapter_config.json has no lora_parameters.scale or rank")
     made = DoRAConfig if kind == "dora" else LoRAConfig
-    return made(rank=rank, alpha=given["scale"] * rank, dropout=given.get("dropout") or 0.0)
+    return made(rank=rank, alpha=given["scale"] * rank, dropout=given.get("dropout", 0.0))
 
 
 def _arrays(model: nn.Module, name: str) -> dict[str, mx.array]:

@@ -14,9 +14,18 @@ from ..backbones.bert_names import plain_name
 from ..errors import AdapterError, did_you_mean
 from .adalora import AdaLoRAConfig
 from .attach import attach, detach, slots, write_head
-from .formats import faults_sentence, hf_name, named_config, read_arrays, read_config, write_folder
+from .formats import cast, faults_sentence, hf_name, named_config, read_arrays, read_config, write_folder
 from .ia3 import IA3Config
-from .peft_methods import BY_PEFT_TYPE, LEARNS_A_PROMPT, METHODS, WRITTEN_AS, Method, check_options, prompt_options
+from .peft_methods import (
+    BY_PEFT_TYPE,
+    LEARNS_A_PROMPT,
+    METHODS,
+    TYPES,
+    WRITTEN_AS,
+    Method,
+    check_options,
+    prompt_options,
+)
 from .prompt_tuning import Prompt
 from .select import walk
 
@@ -94,20 +103,20 @@ def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default", 
             as it was.
     """
     folder = Path(folder)
-    data = read_config(folder)
+    data = read_config(folder, TYPES)
     kind = data.get("peft_type")
     if kind not in BY_PEFT_TYPE:
         raise AdapterError(f"{folder}: PEFT method {kind!r} has no counterpart{did_you_mean(kind, BY_PEFT_TYPE)}")
     check_options(data, folder)
     method = BY_PEFT_TYPE[kind]
     arrays = {_plain(model, key): array for key, array in read_arrays(folder / FILE).items()}
-    classifier = _classifier(arrays, data.get("modules_to_save") or (), folder)
+    classifier = _classifier(arrays, data.get("modules_to_save", ()), folder)
     classifier = _as_head(model, classifier, folder) if head else {}
     try:
         config = method.config(data)
     except KeyError as error:
         raise AdapterError(f"{folder}: adapter_config.json has no {error.args[0]!r}") from error
-    except (AdapterError, TypeError) as error:
+    except AdapterError as error:
         raise AdapterError(f"{folder}: adapter_config.json cannot be used: {error}") from error
     targets = None if kind in (*LEARNS_A_PROMPT, "P_TUNING") else _targets(model, arrays, method, folder)
     if targets and kind == "IA3":  # a row scales the input, a column the output
@@ -121,7 +130,7 @@ def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default", 
     if sentence:
         detach(model, name)
         raise AdapterError(f"{folder} does not fit this model: {sentence}")
-    _load(model, name, method, arrays)
+    _load(model, name, method, cast(expected, arrays))
     write_head(model, name, classifier)
     return model
 
@@ -158,7 +167,7 @@ def _as_head(model: nn.Module, classifier: dict[str, mx.array], folder: Path) ->
             f"{tuple(own.weight.shape)}; load the model with num_classes={weight.shape[0]}, or import with head=False"
         )
     missing = {"bias": mx.zeros((weight.shape[0],))} if "bias" in own else {}
-    return missing | classifier
+    return {part: array.astype(own.weight.dtype) for part, array in (missing | classifier).items()}
 
 
 def _filled_up(arrays: Mapping[str, mx.array], rank: int) -> dict[str, mx.array]:

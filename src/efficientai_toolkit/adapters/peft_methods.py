@@ -21,6 +21,16 @@ from .quantized import out_features
 from .select import is_attention, walk
 from .vera import VeRAConfig
 
+# What an entry is where there is one: a range is the affair of the method that has it.
+TYPES = {
+    "peft_type": str,
+    "modules_to_save": list[str],
+    **dict.fromkeys(("use_dora", "use_rslora"), bool),
+    **dict.fromkeys(("r", "init_r", "target_r", "num_virtual_tokens"), int),
+    **dict.fromkeys(("tinit", "tfinal", "deltaT", "total_step"), int),
+    **dict.fromkeys(("lora_alpha", "lora_dropout", "vera_dropout", "d_initial"), float),
+    **dict.fromkeys(("beta1", "beta2", "orth_reg_weight"), float),
+}
 # Options that change the mathematics and have no counterpart here: they must be absent or have this value.
 _MUST_BE = {
     "bias": ("none", None),
@@ -67,7 +77,7 @@ def _lora_config(data: dict[str, Any]) -> AdapterConfig:
     if data.get("use_dora") and data.get("use_rslora"):
         raise AdapterError("use_dora together with use_rslora has no counterpart here")
     made = DoRAConfig if data.get("use_dora") else RsLoRAConfig if data.get("use_rslora") else LoRAConfig
-    return made(rank=data["r"], alpha=data["lora_alpha"], dropout=data.get("lora_dropout") or 0.0)
+    return made(rank=data["r"], alpha=data["lora_alpha"], dropout=data.get("lora_dropout", 0.0))
 
 
 def _adalora_options(config: AdaLoRAConfig) -> dict[str, Any]:
@@ -91,7 +101,7 @@ def _adalora_config(data: dict[str, Any]) -> AdapterConfig:
     return AdaLoRAConfig(
         rank=data["init_r"],
         alpha=data["lora_alpha"],
-        dropout=data.get("lora_dropout") or 0.0,
+        dropout=data.get("lora_dropout", 0.0),
         target_rank=min(data.get("target_r", data["init_r"]), data["init_r"]),
         warmup=first,
         cooldown=last,
@@ -116,7 +126,7 @@ def _vera_options(config: VeRAConfig) -> dict[str, Any]:
 
 
 def _vera_config(data: dict[str, Any]) -> AdapterConfig:
-    return VeRAConfig(rank=data["r"], d_initial=data.get("d_initial", 0.1), dropout=data.get("vera_dropout") or 0.0)
+    return VeRAConfig(rank=data["r"], d_initial=data.get("d_initial", 0.1), dropout=data.get("vera_dropout", 0.0))
 
 
 _LORA = Method(

@@ -35,3 +35,8 @@ def class_folders(root: Path, classes_in: Callable[[Path], Classes]) -> dict[str
                 )
             first[name] = split
     return tree
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in `folder`, in order, but for what systems and tools hide in it (`._0.png`, `.ipynb_checkpoints/`)."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -8,15 +8,15 @@ import numpy as np
 
 from ..errors import DataError, DataNotFoundError, TaskSamplingError
 from .base import TaskConfig, where
-from .folders import Classes, class_folders
-from .images import ImageFamily, ImageSet, decode, shuffled
+from .folders import Classes, class_folders, visible
+from .images import DECODER, ImageFamily, ImageSet, decode, shuffled
 from .storage import cached
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 class ImageFolder(ImageFamily):
-    """Images in a tree `CLASS/….png`, of any size and in any common format.
+    """Images in a tree `CLASS/….png`, of any size and in any common format; names that begin with "." are passed over.
 
     The tree is the folder `image_folder/` of the data folder, or the data folder itself. Where its folders are
     `train/`, `val/` and `test/`, each holds its split's classes, none of them another's too; otherwise the classes
@@ -49,15 +49,15 @@ class ImageFolder(ImageFamily):
             order, a, b = shuffled(len(names), "image_folder"), round(0.64 * len(names)), round(0.8 * len(names))
             splits = {"train": order[:a], "val": order[a:b], "test": order[b:]}
         paths = [path for each in files for path in each]
-        images = cached(f"images-{size}-{mode}", paths, lambda: _decode(paths, size, mode))["images"]
+        images = cached(f"images-{size}-{mode}-{DECODER}", paths, lambda: _decode(paths, size, mode))["images"]
         return ImageSet(images, np.cumsum([0, *map(len, files)]), names, splits)
 
 
 def _classes(folder: Path) -> Classes:
     classes = {
         child.name: files
-        for child in sorted(folder.iterdir())
-        if child.is_dir() and (files := sorted(p for p in child.iterdir() if p.suffix.lower() in _SUFFIXES))
+        for child in visible(folder)
+        if child.is_dir() and (files := [path for path in visible(child) if path.suffix.lower() in _SUFFIXES])
     }
     if not classes:
         raise DataNotFoundError(f"no images in {folder}; expected a folder for each class, with its images in it")

@@ -11,6 +11,18 @@ from ..errors import DataError, TaskSamplingError
 from .base import TaskConfig, where
 from .classes import ClassFamily, shuffled
 
+DECODER = 2  # part of the names of caches: raised whenever `decode` makes other pixels of the same file
+_ORIENTATION = 0x0112  # EXIF's tag, and how what it says is put upright
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
 
 class ImageSet(NamedTuple):
     """Images sorted by class."""
@@ -65,33 +77,74 @@ class ImageFamily(ClassFamily):
 def decode(data: bytes, name: str, size: tuple[int, int], mode: str) -> np.ndarray:
     """An image file as (H, W, C) uint8, resized with Lanczos' anti-aliasing filter; `mode` is "L" or "RGB".
 
-    Gray of 16 bits is scaled to 8.
+    The image is as a viewer shows it: upright by its EXIF orientation, what is transparent on white. Gray of 16 bits
+    is scaled to 8.
 
     Raises:
-        DataError: the file, called `name`, is damaged or no image.
+        DataError: the file, called `name`, is damaged, no image, or gray on a scale that is not known.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image = _eight_bits(image).convert(mode)
+            image.load()  # a TIFF puts itself upright here, a PNG reads what stands behind its pixels
+            turn = _turn(image)
+            image = _opaque(_eight_bits(image, name)).convert(mode)
+            if turn is not None:
+                image = image.transpose(turn)
             if image.size != (size[1], size[0]):
                 image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
             return np.asarray(image, np.uint8).reshape(*size, -1)
     except UnidentifiedImageError:  # whose text names the buffer, not the file
         raise DataError(f"{name} is damaged, or no image") from None
+    except DataError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} is damaged, or not an image that can be read ({error})") from None
 
 
-def _eight_bits(image: Any) -> Any:
-    """A gray image of 16 bits (modes I;16 and I) as one of 8, scaled: `convert` would clip it to white."""
-    if not image.mode.startswith("I"):
-        return image
-    gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+def _turn(image: Any) -> Any:
+    """What puts the image upright by its EXIF orientation, or `None`."""
     from PIL import Image
 
-    return Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+    try:
+        said = image.getexif().get(_ORIENTATION)
+    except Exception:  # of a damaged block Pillow raises whatever comes; the pixels are whole
+        return None
+    return Image.Transpose[_UPRIGHT[said]] if said in _UPRIGHT else None
 
 
-__all__ = ["ImageFamily", "ImageSet", "decode", "shuffled"]
+def _opaque(image: Any) -> Any:
+    """The image on white: the colour below full transparency is no part of it, and most often black."""
+    if not image.has_transparency_data:
+        return image
+    from PIL import Image
+
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def _eight_bits(image: Any, name: str) -> Any:
+    """A gray image of more than 8 bits as one of 8: `convert` would clip it to white.
+
+    Of 16 bits (mode I;16) are its values in [0, 65535]; of 32 (mode I) they may be that or [0, 255].
+    """
+    if image.mode == "F":
+        raise DataError(
+            f"{name} holds gray as floating-point numbers, whose black and white are not known; save it with 8 or 16 "
+            "bits a pixel"
+        )
+    if not image.mode.startswith("I"):
+        return image
+    from PIL import Image
+
+    gray = np.asarray(image).astype(np.int64)
+    low, high = gray.min(), gray.max()
+    if low < 0 or high > 65535:
+        raise DataError(f"{name} holds gray values from {low} to {high}; expected 0 to 255 or 0 to 65535")
+    if image.mode != "I" or high > 255:
+        gray = (gray + 128) // 257
+    return Image.fromarray(gray.astype(np.uint8))
+
+
+__all__ = ["DECODER", "ImageFamily", "ImageSet", "decode", "shuffled"]

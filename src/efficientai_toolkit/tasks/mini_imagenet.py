@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, DataNotFoundError
-from .images import ImageFamily, ImageSet, decode
+from .images import DECODER, ImageFamily, ImageSet, decode
 from .storage import cached
 from .unpickling import plain_pickle
 
@@ -59,7 +59,7 @@ def _read_split(folder: Path, split: str) -> dict[str, np.ndarray]:
             f"mini-ImageNet's {split} images are not in {folder}; put there {split}.csv and the folder images/, or "
             f"{split}.npz, or mini-imagenet-cache-{split}.pkl (ImageNet's terms do not allow downloading them for you)"
         )
-    return cached(f"mini-imagenet-{split}", [table, folder / "images"], lambda: _from_table(folder, table))
+    return cached(f"mini-imagenet-{split}-{DECODER}", [table, folder / "images"], lambda: _from_table(folder, table))
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -97,7 +97,10 @@ def _from_table(folder: Path, table: Path) -> dict[str, np.ndarray]:
         rows = csv.DictReader(file)
         if not {"filename", "label"} <= set(rows.fieldnames or ()):
             raise DataError(f"{table}: the first line should be filename,label")
-        for line, row in enumerate(rows, 2):
+        for row in rows:
+            line = rows.line_num
+            if not (row["label"] or "").strip():
+                raise DataError(f"{table}, line {line}: the label is missing")
             path = folder / "images" / Path(row["filename"] or "").name
             if not path.is_file():
                 raise DataNotFoundError(f"{table}, line {line}: {path} is not there")

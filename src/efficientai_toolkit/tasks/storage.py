@@ -102,8 +102,11 @@ def cached(name: str, sources: Iterable[Path], build: Callable[[], dict[str, np.
     """`build()`, kept in the user's cache for as long as the files it was made from stay as they are.
 
     A cache that cannot be read is built again, one that cannot be written is done without.
+
+    Raises:
+        DataError: a source is not there, as the target of a link may be.
     """
-    stamp = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    stamp = [_stamp(path) for path in sources]
     path = user_cache() / "arrays" / f"{name}-{stable_seed(stamp):016x}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -119,3 +122,13 @@ def cached(name: str, sources: Iterable[Path], build: Callable[[], dict[str, np.
         finally:
             Path(temporary).unlink(missing_ok=True)
     return arrays
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """What changes with the file at `path`."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        target = f" (it is a link to {path.readlink()})" if path.is_symlink() else ""
+        raise DataError(f"cannot read {path}: {error.strerror}{target}") from None
+    return str(path.resolve()), found.st_size, found.st_mtime_ns

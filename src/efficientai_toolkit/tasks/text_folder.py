@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, DataNotFoundError
-from .folders import Classes, class_folders
+from .folders import Classes, class_folders, visible
 from .text import Corpus, TextFamily, split_classes
 
 
@@ -40,8 +40,8 @@ class TextFolder(TextFamily):
 def _classes(folder: Path) -> Classes:
     classes = {
         child.name: files
-        for child in sorted(folder.iterdir())
-        if child.is_dir() and (files := sorted(child.glob("*.txt")))
+        for child in visible(folder)
+        if child.is_dir() and (files := [path for path in visible(child) if path.suffix == ".txt"])
     }
     if not classes:
         raise DataNotFoundError(f"no texts in {folder}; expected a folder for each class, with its .txt files in it")
