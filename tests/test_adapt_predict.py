@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from efficientai_toolkit.cli import app
+from efficientai_toolkit.cli import app, main
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import CheckpointError, DataError, DataNotFoundError, ModelError
 from efficientai_toolkit.runs.adapted import (
@@ -23,7 +24,7 @@ from efficientai_toolkit.runs.adapted import (
     scores,
 )
 from efficientai_toolkit.runs.build import build, checkpoint_file
-from efficientai_toolkit.runs.loaded import load_learner
+from efficientai_toolkit.runs.loaded import load_learner, widen_head
 from efficientai_toolkit.runs.train import train
 from text_models import THINGS, settings, write_encoder, write_intents
 
@@ -90,8 +91,9 @@ def test_prototypes_are_the_class_means_of_the_features(runs):
 
 
 def test_a_head_for_another_number_of_classes_starts_alike_for_all(runs):
-    start = adapt_checkpoint(runs["reptile"], SUPPORT, LABELS, num_steps=0)
-    weight = np.array(start.fast["head.weight"])
+    learner = load_learner(checkpoint_file(runs["reptile"])).learner
+    widen_head(learner, 3)
+    weight = np.array(learner.meta["model"]["head.weight"])
     assert weight.shape == (3, 32)
     assert (weight == weight[0]).all()
     two = adapt_checkpoint(runs["reptile"], SUPPORT[:4], LABELS[:4], num_steps=0)
@@ -231,11 +233,27 @@ def test_adapt_then_predict_from_files_and_standard_input(runs, examples, tmp_pa
     said = cli("predict", "--adapter", folder, "--input", examples)
     assert [line.split("\t")[0] for line in said.stdout.splitlines()] == LABELS
     assert "7 of 7 as labelled" in said.stderr
-    said = cli("predict", "--adapter", folder, "--input", "-", "--json", input="rose rose\n\ncat cat\n")
+    said = cli("predict", "--adapter", folder, "--input", "-", "--json", input="rose rose\ncat cat\n\n")
     rows = [json.loads(line) for line in said.stdout.splitlines()]
     assert [row["label"] for row in rows] == ["green", "furry"]
     said = cli("predict", "--adapter", folder, "--input", examples, "--threshold", "1e6")
     assert {line.split("\t")[0] for line in said.stdout.splitlines()} == {"(none of these)"}
+
+
+def test_labels_are_said_in_any_encoding(runs, tmp_path, monkeypatch):
+    labels = ["día", "día", "熱い", "熱い"]
+    adapt_checkpoint(runs["protonet"], SUPPORT[:4], labels).save(tmp_path / "mine")
+    (tmp_path / "asked.txt").write_text("\n".join(SUPPORT[:4]))
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", out)
+    arguments = ["predict", "--adapter", tmp_path / "mine", "--input", tmp_path / "asked.txt"]
+    monkeypatch.setattr(sys, "argv", ["efficientai-toolkit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out.flush()
+    assert ended.value.code == 0
+    said = out.buffer.getvalue().decode("latin-1").splitlines()  # type: ignore[attr-defined]
+    assert [line.split("\t")[0] for line in said] == ["día", "día", r"\u71b1\u3044", r"\u71b1\u3044"]
 
 
 def test_adapt_sets_a_threshold_from_a_file(runs, examples, tmp_path, cli):

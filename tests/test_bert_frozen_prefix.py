@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from adapter_models import encoder
@@ -97,11 +99,52 @@ def test_on_disk_it_survives_but_not_for_another_model(tmp_path):
     third = FrozenPrefix(other, tmp_path)
     assert not mx.allclose(third(x), h, atol=1e-3)
     assert third.computed == 12
-    for file in tmp_path.rglob("*.npy"):
-        file.write_bytes(b"damaged")
-    fourth = FrozenPrefix(adapted()[0], tmp_path)
-    assert mx.array_equal(fourth(x), h)
-    assert fourth.computed == 12
+
+
+def saved(array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"damaged",
+        lambda data: b"",
+        lambda data: data[:-4],
+        lambda data: data + data[-4:],
+        lambda data: b"PK\x03\x04" + data[4:],
+        lambda data: data.replace(b", 33), }           ", b"33333333333, 33), }"),
+        lambda data: saved(np.load(io.BytesIO(data)).astype(np.complex64)),
+        lambda data: saved(np.load(io.BytesIO(data)).view(np.int32)),
+        lambda data: saved(np.full_like(np.load(io.BytesIO(data)), np.nan)),
+        lambda data: data[:128] + bytes(len(data) - 128),
+        lambda data: data[:-40] + bytes(40),
+    ],
+)
+def test_a_damaged_file_is_computed_anew_and_mended(tmp_path, damage):
+    model, x = adapted()
+    h = FrozenPrefix(model, tmp_path)(x)
+    file = next(tmp_path.rglob("*.npy"))
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert file.read_bytes() != whole
+    second = FrozenPrefix(model, tmp_path)
+    assert mx.allclose(second(x), h, atol=1e-6)
+    assert second.computed == 1
+    third = FrozenPrefix(model, tmp_path)
+    assert mx.allclose(third(x), h, atol=1e-6)
+    assert third.computed == 0
+
+
+def test_pads_within_a_text_are_no_damage(tmp_path):
+    model, x = adapted()
+    x = mx.where(mx.arange(7) == 2, model.config.pad_id, x)
+    h = FrozenPrefix(model, tmp_path)(x)
+    second = FrozenPrefix(model, tmp_path)
+    assert mx.array_equal(second(x), h)
+    assert second.computed == 0
 
 
 def test_a_folder_that_cannot_be_written_is_done_without_and_said_once(tmp_path, caplog):

@@ -24,7 +24,7 @@ from efficientai_toolkit.cli import app
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import CheckpointError, DataError, ModelError
 from efficientai_toolkit.nn.functional import functional, trainable
-from efficientai_toolkit.pretrained import load_tokenizer
+from efficientai_toolkit.pretrained import TextTokenizer, load_tokenizer
 from efficientai_toolkit.recipes.finetune import Task, Texts, finetune
 from efficientai_toolkit.recipes.language import finetune_completions, tokenised
 from efficientai_toolkit.runs.adapted import AdaptedTask, adapt_checkpoint
@@ -87,6 +87,52 @@ def test_bad_rows_of_completions_are_named(tmp_path):
         assert part in str(raised.value)
     with pytest.raises(DataError, match="there is no file at"):
         read_completions(tmp_path / "none.jsonl")
+
+
+@pytest.fixture
+def words(tmp_path):
+    """A tokenizer whose tokens are words, behind a start token 1, for at most eight of them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "<s>": 1, **{f"w{i}": i for i in range(2, 40)}}, "</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return TextTokenizer(tmp_path / "tokenizer.json", pad_id=0, max_length=8)
+
+
+def said(*numbers):
+    return " ".join(f"w{i}" for i in numbers)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "ids", "start"),
+    [
+        (range(2, 7), [30], [1, 2, 3, 4, 5, 6, 30, 0], 6),  # as long as can be
+        (range(2, 30), [30, 31], [1, 26, 27, 28, 29, 30, 31, 0], 5),
+        (range(2, 5), range(30, 36), [1, 30, 31, 32, 33, 34, 35, 0], 1),
+        (range(2, 5), range(20, 30), [1, 2, 3, 4, 20, 21, 22, 23], 4),
+        (range(2, 10), range(20, 30), [1, 7, 8, 9, 20, 21, 22, 23], 4),
+        ([], range(20, 30), [1, 20, 21, 22, 23, 24, 25, 26], 0),
+    ],
+)
+def test_of_a_long_row_the_completion_stays(words, prompt, completion, ids, start, caplog):
+    got, counted = tokenised([Completion(said(*prompt), said(*completion))] * 2, words)
+    assert got.tolist() == [ids] * 2
+    assert counted[0].tolist() == [i >= start for i in range(8)]
+    shorter = len([*prompt]) + len([*completion]) > 6
+    assert [record.getMessage()[:53] for record in caplog.records] == [
+        "2 of 2 rows are longer than 8 tokens (row 1 is the fi"
+    ] * shorter
+
+
+def test_rows_without_a_token_to_learn_are_named(words):
+    from tokenizers import processors
+
+    words.backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    rows = [Completion("w2", "w3"), Completion("", " "), Completion("w2", " ")]
+    with pytest.raises(DataError, match="completions: row 2: no token to learn"):
+        tokenised(rows, words)
 
 
 def test_options_for_labels_are_refused_with_completions(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 
@@ -159,7 +160,30 @@ def test_csv_with_quotes_line_breaks_and_a_mark_at_its_start():
 def test_json_lines_and_plain_lines():
     data = b'{"text": "a", "label": 1}\n{"text": "b", "label": "two"}\n'
     assert [row.label for row in parse_examples(data, "x.jsonl", ".jsonl")] == ["1", "two"]
-    assert [row.text for row in parse_examples(b"a\n\nb, c\n", "-", "", labelled=False)] == ["a", "b, c"]
+    data = b'{"text": "a", "label": true}\n{"text": "b", "label": 2.5}\n'
+    assert [row.label for row in parse_examples(data, "x.jsonl", ".jsonl")] == ["True", "2.5"]
+    assert [row.text for row in parse_examples(b" a\nb, c \n\n \n", "-", "", labelled=False)] == [" a", "b, c "]
+
+
+def test_a_blank_line_between_plain_lines_is_named():
+    """Else the answers of `predict` would not stand at the lines of what was asked."""
+    with pytest.raises(DataError, match=r"standard input: line 2: the text is empty; line 3: the text is empty$"):
+        parse_examples(b"a\n\n \nb\n\n", "standard input", "", labelled=False)
+
+
+def test_a_cell_may_be_long():
+    limit, long = csv.field_size_limit(), "word " * 30_000
+    rows = parse_examples(f"text,label\n{long},x\nb,y\n".encode(), "x.csv", ".csv")
+    assert [row.text for row in rows] == [long, "b"]
+    with pytest.raises(DataError, match="line 2: 3 columns"):
+        parse_examples(f"text,label\n{long},x,y\n".encode(), "x.csv", ".csv")
+    assert csv.field_size_limit() == limit
+
+
+def test_a_label_may_be_of_any_characters_that_show():
+    labels = ["día ñ", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "a\u00a0b", "日本"]
+    data = "\n".join(["text,label", *(f"a,{label}\t" for label in labels)]).encode()
+    assert [row.label for row in parse_examples(data, "x.csv", ".csv")] == labels
 
 
 def test_a_line_ends_at_a_line_break_alone():
@@ -195,6 +219,17 @@ def test_a_line_ends_at_a_line_break_alone():
             ".jsonl",
             r"line 2: \\ud800 is half of a surrogate pair.*; line 3: \\udfff is half of",
         ),
+        (b'text,label\nb,"y\ty"\nc,"z\nz"\n', ".csv", r"line 2: the label 'y\\ty' holds '\\t'; .*line 3: .* '\\n'"),
+        (b'{"text": "a", "label": "x\\u2028y\\u0085"}', ".jsonl", r"line 1: the label 'x\\u2028y' holds '\\u2028'"),
+        (
+            b'{"label": [1]}\n{"label": {}}\n{"label": NaN}\n{"label": 1e999}',
+            ".jsonl",
+            r"line 1: label is \[1\], not a string.*; line 2: label is \{\}.*; line 3: label is nan.*; line 4: .* inf",
+        ),
+        (b"text;label\na;x\n", ".csv", r"x.csv, line 1: the separator is ';' and must be ','$"),
+        (b'"label";"text"\r\n"x";"a"\r\n', ".csv", r"line 1: the separator is ';' and must be ','$"),
+        (b"Text\tLabel\na\tx\n", ".csv", r"line 1: the separator is '\\t' and must be ','$"),
+        (b"text,label\na,x\n", ".tsv", r"line 1: the separator is ',' and must be '\\t'$"),
         (b"a\tb", ".docx", r"are \.csv, \.tsv or \.jsonl"),
     ],
 )
@@ -221,6 +256,7 @@ def test_numbers_from_csv_and_npz(tmp_path):
     for text, said in (
         ("a,label\n1,x\nb,y\n", r"line 3: 'b' is not a number"),
         ("a,label\n1,x\n2,\n", r"line 3: the label is missing"),
+        ('a,label\n1,x\n2,"y\nz"\n', r"example 2: the label 'y\\nz' holds '\\n'"),
         ("a,b\n1,2\n", "no column label"),
         ("a,label\nnan,x\n", "example 1 holds a number that is not finite"),
         ("a,label\n", "no rows"),
@@ -377,3 +413,17 @@ def test_a_saved_distribution_of_texts_comes_back(tmp_path, source):
     assert json.loads((tmp_path / "tasks.json").read_text())["configs"][0]["task_family"] == "intents"
     again = TaskDistribution.load(tmp_path / "tasks.json")
     assert mx.array_equal(again.batch_at(0, 2)[0].query_x, distribution.batch_at(0, 2)[0].query_x)
+
+
+def test_hidden_files_and_folders_are_no_texts_and_no_classes(tmp_path):
+    from efficientai_toolkit.tasks.folders import class_folders
+    from efficientai_toolkit.tasks.text_folder import _classes
+
+    for path in ("bike/0.txt", "bike/._0.txt", ".ipynb_checkpoints/0.txt", "garden/0.txt"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("a")
+    found = class_folders(tmp_path, _classes)[""]
+    assert {name: [file.name for file in files] for name, files in found.items()} == {
+        "bike": ["0.txt"],
+        "garden": ["0.txt"],
+    }

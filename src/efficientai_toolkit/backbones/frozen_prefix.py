@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import logging
 import os
 import re
@@ -144,14 +145,21 @@ class FrozenPrefix:
         return self._folder / name[:2] / f"{name}.npy"
 
     def _read(self, key: bytes) -> bool:
+        """Keep the disk's hidden states of `key`; False where there are none, or where the file is damaged."""
         if self._folder is None:
             return False
-        shape = (len(key) // 4, self.model.config.hidden_size + 1)
+        tokens = np.frombuffer(key, np.int32)
+        shape = (len(tokens), self.model.config.hidden_size + 1)
+        header, size = _header(shape), 4 * shape[0] * shape[1]
         try:
-            value = np.load(self._file(key), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            with self._file(key).open("rb") as opened:
+                data = opened.read(len(header) + size + 1)
+        except OSError:
             return False
-        if value.shape != shape:
+        if len(data) != len(header) + size or not data.startswith(header):
+            return False
+        value = np.frombuffer(data, np.float32, offset=len(header)).reshape(shape)
+        if not (np.isfinite(value).all() and np.array_equal(value[:, -1], tokens != self.model.config.pad_id)):
             return False
         self._keep(key, value)
         return True
@@ -206,6 +214,13 @@ class FrozenPrefix:
             packed = mx.issubdtype(array.dtype, mx.integer)  # quantised: float32 would not hold all bits
             digest.update(np.array(array if packed else array.astype(mx.float32)).tobytes())
         return digest.hexdigest()[:32]
+
+
+def _header(shape: tuple[int, int]) -> bytes:
+    """What `np.save` writes before the numbers of a float32 array of this shape."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 _written: dict[str, int] = {}  # folder → bytes that this process wrote there since it last looked at all of it

@@ -6,6 +6,7 @@ Only the command that is called is imported, so that `info` answers in a blink.
 from __future__ import annotations
 
 import functools
+import io
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -101,6 +102,8 @@ def _group() -> None:
 
 def main() -> None:
     """The entry point `efficientai-toolkit`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # no text is lost where its encoding is not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     command, *rest = [*sys.argv[1:], ""]
     # Typer reads options by way of pydantic, which takes longer to import than `info` takes to answer.
     if command.removeprefix(PREFIX) == "info" and rest in ([""], ["--json", ""]):

@@ -29,7 +29,11 @@ def finetune(
     batch_size: Annotated[int, typer.Option("--batch-size")] = 16,
     max_length: Annotated[
         int | None,
-        typer.Option("--max-length", help="Tokens after which a text is cut (default: 64; of completions 256)."),
+        typer.Option(
+            "--max-length",
+            help="Tokens after which a text is cut, of completions the prompt from its beginning "
+            "(default: 64; of completions 256).",
+        ),
     ] = None,
     shots: Annotated[
         str | None, typer.Option("--shots", metavar="1,5,10", help="Then also train on K texts a class, for each K.")

@@ -35,6 +35,7 @@ def reproduce(
         for row in chosen:
             print(row.name)
         return
+    found.check_seed(chosen, seed or 0)
     select_device(device)
     folder = (output or Path("experiments")) / f"reproduce_{table}{'_quick' if quick else ''}"
     for row in chosen:

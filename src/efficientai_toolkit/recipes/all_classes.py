@@ -27,7 +27,7 @@ class Measured(NamedTuple):
 def validation(task: Task, shots: int, seed: int, limit: int = 1500) -> Task:
     """A draw of `shots` examples a class that is measured on (at most `limit`) training texts outside of it.
 
-    What a method must choose is chosen here, so that the test set decides nothing.
+    What a method must choose is chosen here, so that the test set decides nothing. Other draws share texts with it.
     """
     own = drawn(task, shots, seed)
     used = set(own.train.texts)

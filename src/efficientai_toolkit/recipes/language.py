@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,10 @@ from ..errors import ConfigurationError, DivergenceError
 from ..nn.functional import functional, trainable, update
 from ..pretrained import TextTokenizer, load_tokenizer
 from ..tasks.completions import Completion
+from ..tasks.labelled import fail
 from .finetune import adamw, batches, check_settings
+
+_log = logging.getLogger(__name__)
 
 
 class Tuned(NamedTuple):
@@ -46,11 +50,12 @@ def finetune_completions(
         target_modules, options: of the adapter.
         learning_rate: default: the method's own.
         epochs, batch_size: passes, and rows a step.
-        max_length: tokens after which a row is cut.
+        max_length: tokens of a row, see `tokenised`.
         seed: of the adapter, the order and dropout.
         watch: is given every row of the curve.
 
     Raises:
+        DataError: a row has no token to learn.
         DivergenceError: the loss became NaN or infinite.
     """
     check_settings(learning_rate, epochs, batch_size, max_length)
@@ -99,14 +104,39 @@ def tokenised(rows: Sequence[Completion], tokenizer: TextTokenizer) -> tuple[np.
     """(ids (N, L), counted (N, L)): prompt and completion, closed by the padding token, and which tokens to predict.
 
     The first padding token is counted: where a model pads with its end of text, it learns to stop.
+
+    Of a row longer than the tokenizer's `max_length` the prompt loses its beginning (its start token stays), so that
+    the completion is whole. A completion that is too long even alone loses its end, and the prompt before it keeps half
+    of the length at most. A warning says how many rows that were.
+
+    Raises:
+        DataError: a row has no token to learn.
     """
-    encode, limit = tokenizer.backend.encode, tokenizer.max_length
-    texts, starts = [], []
-    for prompt, completion in rows:
-        before = encode(prompt).ids if prompt else []
-        after = encode(completion, add_special_tokens=not prompt).ids
-        texts.append([*before, *after, tokenizer.pad_id][:limit])
+    backend, limit = tokenizer.backend, tokenizer.max_length
+    backend.no_truncation()
+    texts, starts, long, faults = [], [], [], []
+    for number, (prompt, completion) in enumerate(rows, 1):
+        before, lead = _prompt(backend.encode(prompt)) if prompt else ([], 0)
+        after = [*backend.encode(completion, add_special_tokens=not prompt).ids, tokenizer.pad_id]
+        if len(before) + len(after) > limit:
+            long.append(number)
+            room = limit - len(after) if len(after) < limit else limit // 2
+            before = before[:lead] + before[lead + max(len(before) - room, 0) :]
+        texts.append([*before, *after][:limit])
         starts.append(len(before))
+        if len(texts[-1]) <= max(len(before), 1):  # a row's first token is never predicted
+            faults.append(f"row {number}: no token to learn, expected one at least")
+    backend.enable_truncation(limit)
+    fail(faults, "completions")
+    if long:
+        _log.warning(
+            "%d of %d rows are longer than %d tokens (row %d is the first): their prompts are cut at the beginning, "
+            "and completions that are too long even alone at the end",
+            len(long),
+            len(rows),
+            limit,
+            long[0],
+        )
     width = min(-(-max(map(len, texts)) // tokenizer.bucket) * tokenizer.bucket, limit)
     ids = np.full((len(rows), width), tokenizer.pad_id, np.int32)
     counted = np.zeros((len(rows), width), bool)
@@ -114,3 +144,8 @@ def tokenised(rows: Sequence[Completion], tokenizer: TextTokenizer) -> tuple[np.
         ids[i, : len(text)] = text
         counted[i, start : len(text)] = True
     return ids, counted
+
+
+def _prompt(encoding: Any) -> tuple[list[int], int]:
+    """Its ids, and how many special tokens they begin with."""
+    return encoding.ids, [*encoding.special_tokens_mask, 0].index(0)

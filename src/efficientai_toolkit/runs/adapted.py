@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT, FORMAT_VERSION = "efficientai-toolkit adapted model", 1
 ABOUT, ARRAYS = "adapted.json", "adapted.npz"
+_CURVE = "curve.json"  # what `finetune` tells of a training, beside them
 _STATISTICS = "statistics/"  # what the names of the support's begin with in a file
 _BATCH = 32
 _OFF_SHARE = 0.95
@@ -109,8 +110,10 @@ class AdaptedTask:
         ]
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder; what a former call wrote there is replaced."""
+        """Write the folder; what a former call wrote there is replaced, and a curve of its training removed."""
         folder = Path(folder)
+        if (folder / ABOUT).is_file():
+            (folder / _CURVE).unlink(missing_ok=True)
         about = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -201,8 +204,15 @@ def adapt_checkpoint(
         return AdaptedTask(base, fast, None, statistics=support_statistics(learner, fast, x))
     names = list(dict.fromkeys(labels))
     y = np.array([names.index(label) for label in labels], np.int32)
-    widen_head(learner, len(names))
+    widened = widen_head(learner, len(names))
     fast = _adapt(learner, x, mx.array(y), num_steps)
+    if widened and len(names) > 1 and _alike(learner, fast):
+        raise ModelError(
+            f"{path} was trained for {base.output_dim} classes, and the examples have {len(names)}: a new head starts "
+            f"alike for all of them, and the inner steps of {base.config.algorithm!r} "
+            f"({learner.num_inner_steps if num_steps is None else num_steps} were taken) have left it so; give "
+            f"{base.output_dim} labels, or train with algorithm protonet"
+        )
     counts = {name: int((y == i).sum()) for i, name in enumerate(names)}
     adapted = AdaptedTask(base, fast, names, None, counts, support_statistics(learner, fast, x))
     if background is not None:
@@ -296,6 +306,11 @@ def _adapt(learner: MetaLearner, x: mx.array, y: mx.array, num_steps: int | None
     )
     mx.eval(fast)
     return fast
+
+
+def _alike(learner: MetaLearner, fast: Any) -> bool:
+    """Whether the adapted head is the same for all classes, and so tells none from another."""
+    return all(mx.all(fast[path] == fast[path][:1]).item() for path in learner.problem().head_paths)
 
 
 def _targets(labels: Sequence[str]) -> mx.array:

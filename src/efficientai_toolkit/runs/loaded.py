@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from ..checkpoint import read_header
 from ..config import MetaLearningConfig
 from ..errors import CheckpointError, ModelError
 from ..learners.learner import apply_fast
+from ..nn.functional import update
 from ..tasks import family
 from .base_model import load_checkpoint, move_base, placing
 from .build import build_learner, build_model, restore
@@ -83,28 +83,54 @@ def structure(config: MetaLearningConfig, input_shape: tuple[int, ...], output_d
     return build_learner(config, build_model(config, input_shape, output_dim))
 
 
-def widen_head(learner: MetaLearner, count: int) -> None:
-    """Give a learner that adapts weights a head of `count` classes.
+def widen_head(learner: MetaLearner, count: int) -> bool:
+    """Give a learner that adapts weights a head of `count` classes; whether it had another number.
 
-    Where the trained head has another number, every class starts from the mean of its rows: the first inner step
-    then tells the classes apart by their examples alone.
+    Every class then starts from the mean of those that were trained, in the head and in what the learner has for each
+    of them (Meta-SGD's rates, Meta-Curvature's matrices): the inner steps tell the classes apart by their examples
+    alone.
+
+    Raises:
+        ModelError: its head, or a part of it, is frozen at another number.
     """
     if learner.learner.predict is not apply_fast:
-        return
-    params, paths = learner.meta["model"], learner.problem().head_paths
-    if not paths:
-        head = learner.model.get("head")
-        outputs = head.weight.shape[0] if isinstance(head, nn.Linear) else None
-        if outputs != count:
-            raise ModelError(
-                f"the head of this model is frozen at {outputs} classes, and the examples have {count}; "
-                "train with adapter.train_head: true, or with algorithm protonet"
-            )
-        return
-    for path in paths:
-        array = params[path]
-        if array.shape[0] != count:
-            params[path] = mx.broadcast_to(mx.mean(array, axis=0, keepdims=True), (count, *array.shape[1:]))
+        return False
+    params, head = learner.meta["model"], learner.model["head"]
+    outputs = head.get("base", head).weight.shape[0]
+    if outputs == count:
+        return False
+    own = [f"head.{name}" for name in ("weight", "bias") if name in head]
+    if not own or any(path not in params for path in own):
+        raise ModelError(
+            f"the head of this model is frozen at {outputs} classes, and the examples have {count}; "
+            "train with adapter.train_head: true, or with algorithm protonet"
+        )
+    for path in own:
+        params[path] = _over_classes(params[path], (count, *params[path].shape[1:]))
+    update(learner.model, params)
+    learner.learner = learner.build(**learner.options)  # LEO's decodes as many rows as the head has
+    rule, like = learner.meta["rule"], learner.learner.init(params, key=mx.random.key(learner.seed))["rule"]
+    for name, array in like.items():  # only their shapes count: nothing of it is computed
+        rule[name] = _over_classes(rule[name], array.shape)
+    learner.rebuild()
+    return True
+
+
+def _over_classes(array: mx.array, shape: tuple[int, ...]) -> mx.array:
+    """`array` for another number of classes: where its axes differ from `shape`, the mean over them.
+
+    A matrix M over pairs of classes becomes o + (d − o) I, d and o the means on and off its diagonal: its mean over all
+    orders of the classes. On gradients that sum to zero over the classes, as those of cross entropy do, that is the
+    number d − o, however many there are.
+    """
+    axes = [axis for axis, (old, new) in enumerate(zip(array.shape, shape, strict=True)) if old != new]
+    if not axes:
+        return array
+    if len(axes) == 1:
+        return mx.broadcast_to(mx.mean(array, axis=axes, keepdims=True), shape)
+    size, on = array.shape[0], mx.mean(mx.diag(array))
+    off = (mx.sum(array) - size * on) / max(size * (size - 1), 1)
+    return off + (on - off) * mx.eye(shape[0])
 
 
 def _max_length(config: MetaLearningConfig) -> int:

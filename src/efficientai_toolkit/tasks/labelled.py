@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,8 @@ from typing import Any, NamedTuple
 from ..errors import DataError, DataNotFoundError, did_you_mean
 
 _SHOWN = 5  # faults that one error names
+_COLUMNS = ("text", "label")
+_BREAKS = ("Cc", "Zl", "Zp")  # control characters, and the separators of lines and paragraphs
 
 
 class Example(NamedTuple):
@@ -29,6 +33,7 @@ def read_examples(path: str | Path, *, labelled: bool = True) -> list[Example]:
     Args:
         path: `.csv` and `.tsv` with a header `text,label`, `.jsonl` with one object `{"text": …, "label": …}` a line,
             or, where no labels are needed, any other name with one text a line.
+            A label is a string, a number, true or false, of one line and without tabs.
         labelled: a label is needed in every row; else the column may be missing.
 
     Raises:
@@ -51,7 +56,10 @@ def parse_examples(data: bytes, name: str, kind: str, *, labelled: bool = True) 
     elif labelled:
         raise DataError(f"{name}: files of texts and labels are .csv, .tsv or .jsonl")
     else:
-        rows = (Example(i, line, None) for i, line in enumerate(lines_of(text), 1) if line.strip())
+        lines = lines_of(text)
+        while not lines[-1].strip():
+            lines.pop()
+        rows = (Example(i, line, None) for i, line in enumerate(lines, 1))  # a line an input, so none is skipped
     examples = []
     for row in rows:
         if not row.text.strip():
@@ -59,11 +67,20 @@ def parse_examples(data: bytes, name: str, kind: str, *, labelled: bool = True) 
         elif labelled and not (row.label or "").strip():
             faults.append(f"line {row.line}: the label is missing")
         else:
-            examples.append(Example(row.line, row.text, None if row.label is None else row.label.strip()))
+            label = None if row.label is None else row.label.strip()
+            if label and (fault := label_fault(label)):
+                faults.append(f"line {row.line}: {fault}")
+            examples.append(Example(row.line, row.text, label))
     fail(faults, name)
     if not examples:
         raise DataError(f"{name} has a header and no rows")
     return examples
+
+
+def label_fault(label: str) -> str | None:
+    """Why `label` cannot be one: `predict` says a label a line, with a tab behind it."""
+    bad = next((mark for mark in label if unicodedata.category(mark) in _BREAKS), None)
+    return bad and f"the label {label!r:.60} holds {bad!r}; expected one line without tabs"
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -118,6 +135,9 @@ def _from_csv(text: str, name: str, delimiter: str, labelled: bool, faults: list
     quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=quoting == 0)
     line = 1
+    _check_separator(re.split(r"[\r\n]", text, maxsplit=1)[0], name, delimiter)
+    before = csv.field_size_limit()
+    csv.field_size_limit(max(before, len(text)))  # its own limit is for files of unknown length
     try:
         header = [cell.strip().lower() for cell in next(reader)]
         _check_header(header, name, labelled)
@@ -132,16 +152,25 @@ def _from_csv(text: str, name: str, delimiter: str, labelled: bool, faults: list
             line = reader.line_num + 1
     except csv.Error as error:
         faults.append(f"line {line}: not valid CSV ({error})")
+    finally:
+        csv.field_size_limit(before)
+
+
+def _check_separator(line: str, name: str, delimiter: str) -> None:
+    """`line` is a header's; spreadsheets of some languages separate by semicolons."""
+    for other in ",;\t|":
+        cells = [cell.strip(' "').lower() for cell in line.split(other)]
+        if other != delimiter and len(cells) > 1 and set(cells) <= set(_COLUMNS):
+            raise DataError(f"{name}, line 1: the separator is {other!r} and must be {delimiter!r}")
 
 
 def _check_header(header: list[str], name: str, labelled: bool) -> None:
-    known = ("text", "label")
-    needed = known if labelled else ("text",)
+    needed = _COLUMNS if labelled else ("text",)
     wanted = ",".join(needed)
     for column in header:
-        if column not in known:
+        if column not in _COLUMNS:
             raise DataError(
-                f"{name}, line 1: unknown column {column!r}{did_you_mean(column, known)}; expected {wanted}"
+                f"{name}, line 1: unknown column {column!r}{did_you_mean(column, _COLUMNS)}; expected {wanted}"
             )
     for column in needed:
         if header.count(column) != 1:
@@ -169,10 +198,13 @@ def _from_json_lines(text: str, labelled: bool, faults: list[str]) -> Iterator[E
     for number, row in json_lines(text, faults):
         if not isinstance(row, dict):
             faults.append(f"line {number}: {type(row).__name__}, expected an object with text and label")
-        elif unknown := [key for key in row if key not in ("text", "label")]:
-            faults.append(f"line {number}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], ('text', 'label'))}")
+        elif unknown := [key for key in row if key not in _COLUMNS]:
+            faults.append(f"line {number}: unknown key {unknown[0]!r}{did_you_mean(unknown[0], _COLUMNS)}")
         elif not isinstance(row.get("text", ""), str):
             faults.append(f"line {number}: text is {row['text']!r}, not a string")
         else:
             label = row.get("label")
-            yield Example(number, row.get("text", ""), None if label is None else str(label))
+            if label is None or isinstance(label, str | int) or (isinstance(label, float) and math.isfinite(label)):
+                yield Example(number, row.get("text", ""), None if label is None else str(label))
+            else:
+                faults.append(f"line {number}: label is {label!r:.60}, not a string, a finite number, true or false")

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...continual.figures import title_of
+from ...continual.metrics import average_accuracy
 from ...continual.run import Plan
 from ...continual.run import run as run_plan
+from ...intervals import mean_ci95
 from ..continual import plan_of
 from .table import Row, Run, Table
 
@@ -50,7 +52,7 @@ def _rows(stream: str, published: dict[str, Any], title: str) -> tuple[Row, ...]
 
 
 class ContinualTable(Table):
-    """Rows are strategies in a scenario; each is run with several seeds."""
+    """Rows are strategies in a scenario; each is run with several seeds, `--seed 1` with as many others."""
 
     def plan(self, row: Row, *, seed: int, quick: bool) -> Plan:
         """What a row runs."""
@@ -61,7 +63,7 @@ class ContinualTable(Table):
                 "stream": stream,
                 "kind": row.config["kind"],
                 "strategies": {row.config["strategy"]: {}},
-                "seeds": range(seed, seed + count),
+                "seeds": range(seed * count, (seed + 1) * count),
                 **({"quick": True} if quick else {}),
             }
         )
@@ -94,24 +96,28 @@ class ContinualTable(Table):
 
     def markdown(self, found: Sequence[Mapping[str, Any]]) -> str:
         """The table as it stands: a line a strategy, a column a scenario."""
-        cells = {(record["line"], record["column"]): record for record in found}
+        cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for record in found:
+            cells.setdefault((record["line"], record["column"]), []).append(record)
         columns = [c for c in dict.fromkeys(row.column for row in self.rows) if any(c == column for _, column in cells)]
         lines = [name for name in dict.fromkeys(row.line for row in self.rows) if any(name == n for n, _ in cells)]
         text = self.heading(found)
         text += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         for line in lines:
-            text.append(f"| {line} | " + " | ".join(_cell(cells.get((line, column))) for column in columns) + " |")
+            text.append(f"| {line} | " + " | ".join(_cell(cells.get((line, column), [])) for column in columns) + " |")
         text += ["", "Published: " + "; ".join(dict.fromkeys(record["source"] for record in found)) + "."]
         return "\n".join(text) + "\n"
 
 
-def _cell(record: Mapping[str, Any] | None) -> str:
-    if record is None:
+def _cell(records: Sequence[Mapping[str, Any]]) -> str:
+    if not records:
         return ""
-    ours, paper = record["ours"], record["paper"]
-    half = "" if ours["ci95"] is None else f" ± {100 * ours['ci95']:.2f}"
+    accuracies = [average_accuracy(run["matrix"]) for r in records for run in r["evaluation"]["runs"].values()]
+    mean, ci95 = mean_ci95(accuracies)
+    half = "" if ci95 is None else f" ± {100 * ci95:.2f}"
+    paper = records[0]["paper"]
     published = "" if paper is None else f" ({paper:.2f})"
-    return f"**{100 * ours['mean']:.2f}**{half}{published}"
+    return f"**{100 * mean:.2f}**{half}{published}" + (f", {len(accuracies)} seeds" if len(records) > 1 else "")
 
 
 TABLE = ContinualTable(

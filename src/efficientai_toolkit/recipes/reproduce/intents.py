@@ -26,6 +26,11 @@ class IntentsTable(Table):
             "training": chosen(rows.training(row.config, seed=0)) if meta else None,
         }
 
+    def random(self, row: Row) -> bool:
+        """The draws over all classes, meta-training, and an adapter's start; episodes are the same for every seed."""
+        kind, adapter = row.config["kind"], row.config["adapter"]
+        return row.column == rows.ALL or kind in rows.META or (kind == "finetune" and adapter is not None)
+
     def measure(self, row: Row, run: Run) -> dict[str, Any]:
         """Accuracy in each setting, or of each draw over all classes."""
         if row.column == rows.ALL:
@@ -48,7 +53,7 @@ class IntentsTable(Table):
             text += ["| | accuracy | published | draws |", "|---|---|---|---|"]
             for line, own in _by_line(every):
                 paper = "" if own[0]["paper"] is None else f"{own[0]['paper']:.1f}"
-                draws = len(own[0]["accuracies"])
+                draws = sum(len(record["accuracies"]) for record in own)
                 text.append(f"| {line} | {_cell([r['ours'] for r in own])} | {paper} | {draws} |")
         return "\n".join(text) + "\n"
 
@@ -114,7 +119,7 @@ def _all_classes(row: Row, run: Run) -> dict[str, Any]:
     if run.quick:
         draws, shots = 2, 1
         task = measured_on(task, 60)
-    seeds = range(run.seed, run.seed + draws)
+    seeds = range(run.seed * draws, (run.seed + 1) * draws)
     details: dict[str, Any] = {"train_seconds": 0.0}
     if config["kind"] == "finetune":
         training = dict(config["training"], **({"epochs": 1} if run.quick else {}))
@@ -135,6 +140,8 @@ def _all_classes(row: Row, run: Run) -> dict[str, Any]:
 
 def _method(row: Row, run: Run) -> tuple[Any, dict[str, Any]]:
     """(measure(bench, episodes) → accuracies, what the record says of training)"""
+    import mlx.core as mx
+
     from ...adapters import adapter_config, attach
     from ...backbones.bert import load_encoder
     from .. import intents as recipe
@@ -151,7 +158,8 @@ def _method(row: Row, run: Run) -> tuple[Any, dict[str, Any]]:
         if config["adapter"]:
             options = dict(rows.ADAPTERS[config["adapter"]])
             method, targets = options.pop("method"), options.pop("target_modules")
-            attach(model, adapter_config(method, **options), targets, train_head=True)
+            key = mx.random.key(run.seed)
+            attach(model, adapter_config(method, **options), targets, key=key, train_head=True)
         rate, steps = config["learning_rate"], 2 if run.quick else 30
 
         def finetuned(bench, episodes):

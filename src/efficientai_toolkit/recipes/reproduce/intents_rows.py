@@ -24,8 +24,8 @@ ABOUT_DIVISIONS = (
 ALL = "BANKING77, all 77 intents"
 ABOUT_ALL = (
     "All 77 intents of BANKING77 known, 8 training texts of each drawn, the whole test set (3,080 texts); ± 95 % "
-    "interval over the draws. What is chosen (the weight of logistic regression) is chosen on training texts outside "
-    "the draws."
+    "interval over the draws. What is chosen (the weight of logistic regression) is chosen once, on another draw, "
+    "measured on training texts outside of that one."
 )
 MTEB = "MTEB's Banking77Classification, all-MiniLM-L6-v2: logistic regression on frozen embeddings, mean of 10 draws"
 TRANSFER = "protonet-lora-transfer"

@@ -119,7 +119,11 @@ class Table:
             data_dir: parent of the data sets.
             quick: try the machinery; the record says that its numbers mean nothing.
             watch: is told how the training goes.
+
+        Raises:
+            ConfigurationError: see `check_seed`.
         """
+        self.check_seed([row], seed)
         name = row.name if seed == 0 else f"{row.name}-seed{seed}"
         file, protocol = folder / f"{name}.json", self.protocol(row)
         if file.is_file():
@@ -176,6 +180,19 @@ class Table:
         return json.loads(
             json.dumps({"base": self.base, "row": row.config, "evaluation": evaluation, **self.more(row)})
         )
+
+    def random(self, row: Row) -> bool:
+        """Whether the numbers of a row depend on the seed."""
+        return True
+
+    def check_seed(self, rows: Sequence[Row], seed: int) -> None:
+        """Refuse a seed for rows that it would only measure again."""
+        same = [row.name for row in rows if not self.random(row)] if seed else []
+        if same:
+            raise ConfigurationError(
+                f"nothing is random in {', '.join(same)} of table {self.name!r}: --seed {seed} would give the same "
+                "numbers again; leave --seed out, or name other rows"
+            )
 
     def more(self, row: Row) -> dict[str, Any]:
         """What else decides the numbers of a row, in tables that do not say all of it in the row."""
