@@ -28,9 +28,8 @@ def read_numbers(path: str | Path, *, labelled: bool = True) -> tuple[np.ndarray
     x, labels = _from_npz(path, data) if path.suffix == ".npz" else _from_csv(path, data)
     if labelled and labels is None:
         raise DataError(f"{path} has no {'array y' if path.suffix == '.npz' else 'column label'}")
-    fail(
-        [f"example {i}: {fault}" for i, label in enumerate(labels or (), 1) if (fault := label_fault(label))], str(path)
-    )
+    faults = [(i, fault) for i, label in enumerate(labels or (), 1) if (fault := label_fault(label))]
+    fail([f"example {i}: {fault}" for i, fault in faults], str(path))
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))[0])
         raise DataError(f"{path}: example {row + 1} holds a number that is not finite")
