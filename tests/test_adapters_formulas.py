@@ -11,8 +11,8 @@ from adapter_models import decoder, encoder
 from efficientai_toolkit.adapters import activate, adapter_config, attach, count_parameters
 from efficientai_toolkit.adapters.adalora import AdaLoRAConfig, allot, budget, init_importance, orthogonality
 from efficientai_toolkit.adapters.attach import slots
-from efficientai_toolkit.adapters.base import width_in, width_out
 from efficientai_toolkit.adapters.quantized import dense_weight
+from efficientai_toolkit.adapters.widths import width_in, width_out
 from efficientai_toolkit.errors import AdapterError
 from efficientai_toolkit.nn.functional import trainable, update
 

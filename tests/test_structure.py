@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,29 @@ def test_imports_run_downwards(path):
     for other in imported_rooms(path) - {room, "__version__"}:
         allowed = LEVEL[room] < LEVEL[other] or (room, other) in SIBLINGS
         assert allowed, f"{room} must not import {other}: imports run downwards"
+
+
+def imported_modules(path: Path) -> set[Path]:
+    """Files of the package that `path` imports, within functions too, but for what only type checkers read."""
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), set()
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    unread = {id(node) for guard in guards for node in ast.walk(guard)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not node.level or id(node) in unread:
+            continue
+        base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        for alias in node.names:
+            places = (base / f"{alias.name}.py", base / alias.name / "__init__.py")
+            places += (base.with_suffix(".py"), base / "__init__.py")
+            found |= {next((place for place in places if place.is_file()), path)}
+    return found - {path}
+
+
+def test_imports_make_no_circle():
+    graph = {path: imported_modules(path) for path in PACKAGE.rglob("*.py")}
+    assert graph[PACKAGE / "adapters" / "select.py"] >= {PACKAGE / "adapters" / "base.py", PACKAGE / "errors.py"}
+    order = graphlib.TopologicalSorter(graph).static_order()  # a CycleError names the files
+    assert set(order) == set(graph)
 
 
 @pytest.mark.parametrize("name", efficientai_toolkit.__all__)

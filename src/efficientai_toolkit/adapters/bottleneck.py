@@ -17,7 +17,8 @@ from pydantic import Field
 from ..nn.activations import ACTIVATIONS
 from ..nn.layers import Dropout
 from ..settings import Count, Positive, Share
-from .base import Adapter, AdapterConfig, Site, has_width, kaiming_uniform, linear_from, width_in, width_out
+from .base import Adapter, AdapterConfig, Site, kaiming_uniform, linear_from
+from .widths import has_width, width_in, width_out
 
 
 class Bottleneck(Adapter):

@@ -12,8 +12,9 @@ from pydantic import Field
 
 from ..errors import AdapterError
 from ..settings import Count, Positive
-from .base import Adapter, Owner, Site, width_out
+from .base import Adapter, Owner, Site
 from .bottleneck import Bottleneck, BottleneckConfig
+from .widths import width_out
 
 
 class SharedRules(nn.Module):

@@ -12,8 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..settings import Positive
-from .base import Adapter, AdapterConfig, Site, linear_from, width_out
+from .base import Adapter, AdapterConfig, Site, linear_from
 from .quantized import is_linear
+from .widths import width_out
 
 
 class LinearAdapter(Adapter):

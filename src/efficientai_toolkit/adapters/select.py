@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mlx.nn as nn
 
 from ..errors import AdapterError, did_you_mean
+from .base import Adapted
 from .quantized import is_linear
 
 # The names that model families give the same layer (own encoders and Llama-likes, BERT, DistilBERT, mlx.nn, GPT-2 …).
@@ -36,7 +37,6 @@ class Node(NamedTuple):
 
 def walk(model: nn.Module) -> Iterator[Node]:
     """Every module of `model` in the order of construction, looking through adapter slots."""
-    from .base import Adapted
 
     def visit(value: Any, path: str, container: Any, name: Any, real: str) -> Iterator[Node]:
         if isinstance(value, Adapted):
