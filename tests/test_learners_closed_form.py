@@ -171,10 +171,7 @@ def test_conjugate_gradient_survives_an_exact_solution_and_negative_curvature():
     factors = mx.array([[2.0], [-1.0], [2.0]])  # three systems at once
     solved = conjugate_gradient(lambda v: factors * v, mx.array([[1.0, -3.0], [1.0, 2.0], [0.0, 0.0]]), 5)
     np.testing.assert_allclose(np.array(solved), [[0.5, -1.5], [0, 0], [0, 0]], atol=1e-6)
-    saddle, b = (
-        mx.array([[2.0, -0.5]]),
-        mx.array([[1.0, 1.0]]),
-    )  # the second direction curves downwards, a later one not
+    saddle, b = mx.array([[2.0, -0.5]]), mx.array([[1.0, 1.0]])  # the second direction curves down, a later one up
     one, many = (conjugate_gradient(lambda v: saddle * v, b, steps) for steps in (1, 20))
     np.testing.assert_allclose(np.array(one), np.array(many), rtol=1e-6)
     large = conjugate_gradient(lambda v: 2 * v, mx.array([[1e25, -3e25], [1e-25, 0.0]]), 5)
