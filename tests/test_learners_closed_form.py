@@ -216,10 +216,10 @@ def test_cavia_is_film_where_the_first_bias_is_a_norm():
 def test_checkpointed_steps_give_the_same_gradient(name, options, monkeypatch):
     def gradient():
         learner = learner_class(name)(MLP(hidden_dim=8), inner_lr=0.001, num_inner_steps=3, **options)
-        return learner.meta_gradient(sines(2))[1]
+        return learner.meta_gradient(sines(1))[1]  # one task: under `vmap` nothing is checkpointed
 
     plain = gradient()
-    monkeypatch.setattr(loop, "CHECKPOINT_FROM", 1)
+    monkeypatch.setattr(loop, "KEPT", 0)
     assert_close(gradient(), plain)
 
 

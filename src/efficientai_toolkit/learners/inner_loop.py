@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from ..nn.functional import Parameters
 from .update_rules import RuleParameters, UpdateRule
 
-# From this many steps on, second-order adaptation keeps only each step's weights and recomputes the rest backwards.
-CHECKPOINT_FROM = 8
+# Steps of second order whose intermediate results are kept for the way back: the last ones. Those of the steps before
+# are computed again, when nothing is left of the last.
+KEPT = 4
 
 
 def inner_loop(
@@ -24,7 +26,7 @@ def inner_loop(
     num_steps: int,
     adapts: Iterable[str] | None = None,
     second_order: bool = True,
-    checkpoint: bool | None = None,
+    checkpoint: int | bool | None = None,
     batch_size: int | None = None,
     key: mx.array | None = None,
     each: Callable[[int, Parameters], None] | None = None,
@@ -38,8 +40,9 @@ def inner_loop(
         rule, rule_params: the update rule and its meta-learned arrays.
         adapts: paths that the steps may change; the others are held at their start. Default: all.
         second_order: differentiate through the inner gradients; otherwise they count as constants.
-        checkpoint: recompute each step on the way back (memory of one step instead of `num_steps`; same numbers).
-            Default: from 8 second-order steps on.
+        checkpoint: of so many steps, the first ones, the intermediate results are computed again on the way back
+            rather than kept: the same numbers, in less memory; True of all. Default: of second order, all but the last
+            4, so that memory does not grow with the steps. Under `mx.vmap` there is no such thing: all are kept.
         batch_size: rows of the support drawn anew for each step (Reptile); default: all of it.
         key: for random layers and minibatches; without it random layers are inactive.
         each: called with (k, weights) after k steps, k = 0 … `num_steps` (for losses over the whole trajectory).
@@ -52,11 +55,12 @@ def inner_loop(
     fast = {path: params[path] for path in paths}
     state = rule.start(fast)
     if checkpoint is None:
-        checkpoint = second_order and num_steps >= CHECKPOINT_FROM
+        checkpoint = num_steps - KEPT if second_order else 0
+    elif checkpoint is True:
+        checkpoint = num_steps
     keys: list[mx.array | None] = [None] * num_steps if key is None else list(mx.random.split(key, max(num_steps, 1)))
 
     def one_step(step, fast, state, held, rule_params, x, y, key):
-        y = mx.stop_gradient(y)  # `mx.checkpoint` asks for the gradient of every argument, and class indices have none
         if batch_size is not None and batch_size < x.shape[0]:
             pick, key = mx.random.split(key)
             rows = mx.argsort(mx.random.uniform(shape=(x.shape[0],), key=pick))[:batch_size]
@@ -72,7 +76,7 @@ def inner_loop(
         each(0, {**held, **fast})
     for step in range(num_steps):
         # Everything differentiated is an explicit argument: `mx.checkpoint` takes what a closure captures for constant.
-        run = (lambda *args, step=step: one_step(step, *args)) if not checkpoint else _checkpointed(one_step, step)
+        run = _checkpointed(one_step, step) if step < checkpoint else lambda *args, step=step: one_step(step, *args)
         fast, state = run(fast, state, held, rule_params, support_x, support_y, keys[step])
         if each is not None:
             each(step + 1, {**held, **fast})
@@ -80,10 +84,13 @@ def inner_loop(
 
 
 def _checkpointed(one_step: Callable, step: int) -> Callable:
-    def run(fast, state, held, rule_params, x, y, key):
-        # `mx.checkpoint` takes arrays only: a missing key stays outside.
-        if key is None:
-            return mx.checkpoint(lambda *args: one_step(step, *args, None))(fast, state, held, rule_params, x, y)
-        return mx.checkpoint(lambda *args: one_step(step, *args))(fast, state, held, rule_params, x, y, key)
+    def constant(array: mx.array) -> mx.array:
+        # `mx.checkpoint` asks for the gradient of every argument; token ids, class indices and keys have none.
+        return array if mx.issubdtype(array.dtype, mx.floating) else mx.stop_gradient(array)
+
+    def run(*args):
+        if args[-1] is None:  # the key; `mx.checkpoint` takes arrays only
+            return mx.checkpoint(lambda *arrays: one_step(step, *tree_map(constant, arrays), None))(*args[:-1])
+        return mx.checkpoint(lambda *arrays: one_step(step, *tree_map(constant, arrays)))(*args)
 
     return run

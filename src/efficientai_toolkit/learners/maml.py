@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from ..settings import Steps
 from .base import MetaLearner
 from .inner_loop import inner_loop
 from .learner import Learner
@@ -16,7 +17,7 @@ def maml(
     rule: UpdateRule,
     *,
     second_order: bool = True,
-    checkpoint: bool | None = None,
+    checkpoint: int | bool | None = None,
 ) -> Learner:
     """θ′ = θ − α ∇L_support(θ), repeated; ∇_θ L_query(θ′) through all of it.
 
@@ -54,8 +55,8 @@ class MAMLLearner(MetaLearner):
 
     Options:
         first_order: count the inner gradients as constants (FOMAML).
-        checkpoint: recompute every inner step on the way back, so that memory does not grow with their number;
-            by default from 8 steps on.
+        checkpoint: recompute so many inner steps, the first ones, on the way back (True: all), in place of keeping
+            their intermediate results; by default all but the last 4, so that memory does not grow with their number.
 
     Example:
         >>> learner = MAMLLearner(SimpleClassifier(), inner_lr=0.1)
@@ -68,7 +69,7 @@ class MAMLLearner(MetaLearner):
 
     algorithm = "maml"
 
-    def build(self, *, first_order: bool = False, checkpoint: bool | None = None) -> Learner:
+    def build(self, *, first_order: bool = False, checkpoint: Steps | bool | None = None) -> Learner:
         return maml(sgd(self.inner_lr), second_order=not first_order, checkpoint=checkpoint)
 
 
