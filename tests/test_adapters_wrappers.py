@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from adapter_models import encoder, mlp
-from efficientai_toolkit.adapters import wrappers
+from efficientai_toolkit.adapters import adapter_config, wrappers
 from efficientai_toolkit.adapters.attach import adapters_of
 from efficientai_toolkit.nn.functional import trainable
 
@@ -37,6 +37,23 @@ def test_it_attaches_counts_and_comes_off(made, arguments, config):
     assert sum(a.size for a in trainable(adapted).values()) == wrapper.num_parameters > 0
     assert set(trainable(adapted)) <= set(wrapper.parameters())
     assert mx.array_equal(wrapper.remove()(x[0]), plain)
+
+
+@pytest.mark.parametrize(
+    ("made", "arguments", "method"),
+    [
+        (wrappers.LoRAAdapter, {}, "lora"),
+        (wrappers.DoRAAdapter, {}, "dora"),
+        (wrappers.AdaLoRAAdapter, {}, "adalora"),
+        *((wrappers.BottleneckAdapter, {"placement": name}, name) for name in ("houlsby", "pfeiffer", "parallel")),
+        (wrappers.PrefixTuningAdapter, {}, "prefix"),
+        (wrappers.PromptTuningAdapter, {}, "prompt"),
+        (wrappers.CompacterAdapter, {}, "compacter"),
+        (wrappers.VeRAAdapter, {}, "vera"),
+    ],
+)
+def test_what_is_not_said_is_the_methods_default(made, arguments, method):
+    assert made(encoder()[0], **arguments).config == adapter_config(method)
 
 
 def test_it_merges():

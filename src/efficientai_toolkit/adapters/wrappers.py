@@ -56,21 +56,26 @@ class ModelAdapter:
         return self.model
 
 
+def _given(method: str, **settings: Any) -> AdapterConfig:
+    """The method's configuration, with its own default where a setting is None."""
+    return adapter_config(method, **{name: value for name, value in settings.items() if value is not None})
+
+
 class LoRAAdapter(ModelAdapter):
-    """`LoRAAdapter(model, r=8, lora_alpha=16, lora_dropout=0.1).add_adapter()`"""
+    """`LoRAAdapter(model, r=8, lora_alpha=16, lora_dropout=0.1).add_adapter()`; None takes the method's default."""
 
     method = "lora"
 
     def __init__(
         self,
         model: nn.Module,
-        r: int = 8,
-        lora_alpha: float = 8.0,
-        lora_dropout: float = 0.0,
+        r: int | None = None,
+        lora_alpha: float | None = None,
+        lora_dropout: float | None = None,
         target_modules: str | Sequence[str] | None = None,
         **options: Any,
     ):
-        config = adapter_config(self.method, rank=r, alpha=lora_alpha, dropout=lora_dropout)
+        config = _given(self.method, rank=r, alpha=lora_alpha, dropout=lora_dropout)
         super().__init__(model, config, target_modules, **options)
 
 
@@ -89,8 +94,10 @@ class AdaLoRAAdapter(LoRAAdapter):
 class BottleneckAdapter(ModelAdapter):
     """`BottleneckAdapter(model, bottleneck_size=64).add_adapter()`; `placement` is houlsby, pfeiffer or parallel."""
 
-    def __init__(self, model: nn.Module, bottleneck_size: int = 64, placement: str = "houlsby", **options: Any):
-        super().__init__(model, adapter_config(placement, bottleneck=bottleneck_size), **options)
+    def __init__(
+        self, model: nn.Module, bottleneck_size: int | None = None, placement: str = "houlsby", **options: Any
+    ):
+        super().__init__(model, _given(placement, bottleneck=bottleneck_size), **options)
 
 
 class PrefixTuningAdapter(ModelAdapter):
@@ -100,8 +107,8 @@ class PrefixTuningAdapter(ModelAdapter):
     """
 
     def __init__(self, model: nn.Module, prefix_length: int = 10, hidden_size: int | None = None, **options: Any):
-        extra = {} if hidden_size is None else {"hidden": hidden_size}
-        config = adapter_config("prefix_mlp" if extra else "prefix", length=prefix_length, **extra)
+        method = "prefix" if hidden_size is None else "prefix_mlp"
+        config = _given(method, length=prefix_length, hidden=hidden_size)
         super().__init__(model, config, **options)
 
     add_prefix = ModelAdapter.add_adapter
@@ -111,8 +118,8 @@ class PromptTuningAdapter(ModelAdapter):
     """`PromptTuningAdapter(model, prompt_length=20).add_prompt()`; with `hidden_size`, P-tuning."""
 
     def __init__(self, model: nn.Module, prompt_length: int = 20, hidden_size: int | None = None, **options: Any):
-        extra = {} if hidden_size is None else {"hidden": hidden_size}
-        config = adapter_config("p_tuning" if extra else "prompt", length=prompt_length, **extra)
+        method = "prompt" if hidden_size is None else "p_tuning"
+        config = _given(method, length=prompt_length, hidden=hidden_size)
         super().__init__(model, config, **options)
 
     add_prompt = ModelAdapter.add_adapter
@@ -136,7 +143,7 @@ class CompacterAdapter(ModelAdapter):
     """`CompacterAdapter(model, divisor=4, bottleneck_size=None).add_adapter()`"""
 
     def __init__(self, model: nn.Module, divisor: int = 4, bottleneck_size: int | None = None, **options: Any):
-        config = adapter_config("compacter", divisor=divisor, bottleneck=bottleneck_size)
+        config = _given("compacter", divisor=divisor, bottleneck=bottleneck_size)
         super().__init__(model, config, **options)
 
 
