@@ -15,9 +15,10 @@ from efficientai_toolkit import (
     SimpleClassifier,
 )
 from efficientai_toolkit.cli.evaluate import interval, show, whole_numbers
-from efficientai_toolkit.config import MetaLearningConfig
+from efficientai_toolkit.config import MetaLearningConfig, Override
 from efficientai_toolkit.errors import CheckpointError, ConfigurationError
 from efficientai_toolkit.files import read_json
+from efficientai_toolkit.runs.build import restore
 from efficientai_toolkit.runs.evaluate import (
     draw,
     evaluate_checkpoint,
@@ -68,6 +69,24 @@ def test_the_same_checkpoint_gives_the_same_numbers(trained_run, tmp_path):
     assert first.report["metrics"] == second.report["metrics"]
     for name, values in first.per_task.items():
         np.testing.assert_array_equal(values, second.per_task[name])
+
+
+def test_another_seed_draws_other_tasks_for_the_same_model(tmp_path):
+    config = MetaLearningConfig.from_dict(
+        {
+            "meta_learning": {"num_meta_iterations": 1, "seed": 3},
+            "task_distribution": {"num_test_tasks": 4, "num_val_tasks": 2},
+            "model": {"hidden_dim": 8},
+            "adapter": {"method": "lora", "rank": 2},  # over weights that are frozen as they were drawn
+            "paths": {"output_dir": str(tmp_path), "checkpoint_dir": str(tmp_path / "checkpoints")},
+            "logging": {"tensorboard_enabled": False},
+        }
+    )
+    path = train(config)["checkpoints"]["last"]
+    same, other = restore(path), restore(path, [Override("meta_learning.seed", 4, "--set")])
+    x = same.splits.test.batch_at(0, 1)[0].query_x[0]
+    assert not np.array_equal(x, other.splits.test.batch_at(0, 1)[0].query_x[0])
+    np.testing.assert_array_equal(same.learner.model(x), other.learner.model(x))
 
 
 def test_means_and_intervals_are_those_of_the_tasks():

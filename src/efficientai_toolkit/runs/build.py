@@ -26,8 +26,12 @@ class Built(NamedTuple):
     splits: Splits
 
 
-def build(config: MetaLearningConfig) -> Built:
+def build(config: MetaLearningConfig, *, drawn_from: int | None = None) -> Built:
     """What `config` describes, untrained.
+
+    Args:
+        config: the whole configuration.
+        drawn_from: seed of the model's weights, where it is not that of everything else.
 
     Raises:
         ConfigurationError, TaskSamplingError, AdapterError, DataError: it describes nothing that can be.
@@ -45,7 +49,7 @@ def build(config: MetaLearningConfig) -> Built:
             "meta_learning.target_accuracy needs classes, and these tasks are regression; use patience"
         )
     output_dim = max(split.output_dim for split in splits)
-    model = build_model(config, splits.train.input_shape, output_dim)
+    model = build_model(config, splits.train.input_shape, output_dim, drawn_from=drawn_from)
     learner = build_learner(config, model)
     return Built(config, learner, _cached(model, splits) if config.model.prefix_cache else splits)
 
@@ -84,9 +88,12 @@ def _cached(model: nn.Module, splits: Splits) -> Splits:
     return Splits(*(split.through(prefix) for split in splits))
 
 
-def build_model(config: MetaLearningConfig, input_shape: tuple[int, ...], output_dim: int) -> nn.Module:
+def build_model(
+    config: MetaLearningConfig, input_shape: tuple[int, ...], output_dim: int, *, drawn_from: int | None = None
+) -> nn.Module:
     """The backbone and, where one is configured, its adapter (then only the adapter is trainable)."""
-    model = build_backbone(config.model, input_shape, output_dim, seed=config.seed)
+    seed = config.seed if drawn_from is None else drawn_from
+    model = build_backbone(config.model, input_shape, output_dim, seed=seed)
     if config.adapter.method is None:
         if config.adapter.options:
             raise ConfigurationError(
@@ -99,7 +106,7 @@ def build_model(config: MetaLearningConfig, input_shape: tuple[int, ...], output
     head = options.pop("train_head", False)
     try:
         settings = adapter_config(config.adapter.method, **options)
-        key = mx.random.key(config.seed)
+        key = mx.random.key(seed)
         return attach(model, settings, config.adapter.target_modules, key=key, train_head=head)
     except ToolkitError:
         raise
@@ -155,15 +162,17 @@ def restore(checkpoint: str | Path, overrides: Any = (), config: MetaLearningCon
     """
     path = checkpoint_file(checkpoint)
     header = read_header(path)
+    stored = header.get("config")
     if config is None:
-        stored = header.get("config")
         if not isinstance(stored, dict):
             raise CheckpointError(
                 f"{path} holds no configuration (it was made by `save`, not by `train`); give --config"
             )
         config = MetaLearningConfig.from_dict(stored, overrides, where=str(path))
+    # Another seed asks for other tasks: weights that are frozen as they were drawn are not in the file.
+    drawn_from = MetaLearningConfig.from_dict(stored, where=str(path)).seed if isinstance(stored, dict) else None
     with placing(header.get("base"), config, path):
-        built = build(config)
+        built = build(config, drawn_from=drawn_from)
     load_checkpoint(built.learner, config, path)
     return built
 
