@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from efficientai_toolkit.cli.evaluate import interval, show, whole_numbers
 from efficientai_toolkit.config import MetaLearningConfig, Override
 from efficientai_toolkit.errors import CheckpointError, ConfigurationError
 from efficientai_toolkit.files import read_json
+from efficientai_toolkit.nn.layers import Dropout
 from efficientai_toolkit.runs.build import restore
 from efficientai_toolkit.runs.evaluate import (
     draw,
@@ -87,6 +89,30 @@ def test_another_seed_draws_other_tasks_for_the_same_model(tmp_path):
     x = same.splits.test.batch_at(0, 1)[0].query_x[0]
     assert not np.array_equal(x, other.splits.test.batch_at(0, 1)[0].query_x[0])
     np.testing.assert_array_equal(same.learner.model(x), other.learner.model(x))
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.head = Dropout(0.5), nn.Linear(2, 2)
+
+    def __call__(self, x):
+        return self.head(self.dropout(x))
+
+
+def test_what_is_random_is_a_tasks_own_and_a_steps_own():
+    stack = distribution(count=8).batch_at(0, 8)
+    model = Dropping()
+
+    def losses(steps, **options):
+        learner = ReptileLearner(model, inner_lr=0.5, inner_batch_size=2, **options)
+        return learner.evaluate_per_task(stack, num_adaptation_steps=steps)["step_3_loss"]
+
+    expected = losses((3,))
+    np.testing.assert_allclose(losses((3,), chunk=1), expected, rtol=1e-5)  # however the tasks are cut into graphs
+    np.testing.assert_allclose(losses((3,), chunk=3), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses((1, 3, 7)), expected, rtol=1e-5)  # whatever is measured besides
+    assert len(set(expected.tolist())) == len(expected)
 
 
 def test_means_and_intervals_are_those_of_the_tasks():

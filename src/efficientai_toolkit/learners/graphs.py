@@ -128,8 +128,7 @@ class Graphs:
         calls, seen = [], 0
         for stack in stacks:
             for part in stack.chunks(self._chunk_of(stack, meta, loss_fn, evaluating=True)):
-                keys = mx.random.split(mx.array([seed & 0xFFFFFFFF, seen], dtype=mx.uint32), part.num_tasks)
-                calls.append((meta, keys, tuple(part)))
+                calls.append((meta, _task_keys(seed, seen, part.num_tasks), tuple(part)))
                 seen += part.num_tasks
         with closing(
             self._each(
@@ -274,6 +273,13 @@ class Graphs:
                 raise
             return 1 << 62
         return peak // 2
+
+
+def _task_keys(seed: int, start: int, count: int) -> mx.array:
+    """(count, 2): a key for each of the tasks in places `start` …, whatever other tasks there are."""
+    high, low = mx.random.split(mx.array([0, seed & 0xFFFFFFFF], dtype=mx.uint32))[0]
+    places = mx.arange(start, start + count, dtype=mx.uint32)
+    return mx.stack([mx.broadcast_to(high, places.shape), low + places], axis=1)
 
 
 def _shapes(stack: Sequence[mx.array]) -> str:

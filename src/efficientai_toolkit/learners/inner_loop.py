@@ -58,7 +58,6 @@ def inner_loop(
         checkpoint = num_steps - KEPT if second_order else 0
     elif checkpoint is True:
         checkpoint = num_steps
-    keys: list[mx.array | None] = [None] * num_steps if key is None else list(mx.random.split(key, max(num_steps, 1)))
 
     def one_step(step, fast, state, held, rule_params, x, y, key):
         if batch_size is not None and batch_size < x.shape[0]:
@@ -75,9 +74,12 @@ def inner_loop(
     if each is not None:
         each(0, {**held, **fast})
     for step in range(num_steps):
+        own = None
+        if key is not None:  # a step's own key does not depend on how many there are
+            key, own = mx.random.split(key)
         # Everything differentiated is an explicit argument: `mx.checkpoint` takes what a closure captures for constant.
         run = _checkpointed(one_step, step) if step < checkpoint else lambda *args, step=step: one_step(step, *args)
-        fast, state = run(fast, state, held, rule_params, support_x, support_y, keys[step])
+        fast, state = run(fast, state, held, rule_params, support_x, support_y, own)
         if each is not None:
             each(step + 1, {**held, **fast})
     return {path: fast[path] if path in fast else held[path] for path in params}
