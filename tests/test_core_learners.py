@@ -175,7 +175,7 @@ def words(count: int) -> EpisodeStack:
     return EpisodeStack(ids, labels, ids + 0, labels)
 
 
-@pytest.mark.parametrize("checkpoint", [2, True, None])
+@pytest.mark.parametrize("checkpoint", [4, True, None])
 @pytest.mark.parametrize(("model", "stack"), [(MLP(hidden_dim=8), sines(1)), (Words(), words(1))], ids=["mlp", "words"])
 def test_checkpointing_changes_no_number(model, stack, checkpoint):
     def gradient(checkpoint):
