@@ -19,6 +19,7 @@ from efficientai_toolkit.cli.evaluate import interval, show, whole_numbers
 from efficientai_toolkit.config import MetaLearningConfig, Override
 from efficientai_toolkit.errors import CheckpointError, ConfigurationError
 from efficientai_toolkit.files import read_json
+from efficientai_toolkit.intervals import mean_ci95
 from efficientai_toolkit.nn.layers import Dropout
 from efficientai_toolkit.runs.build import restore
 from efficientai_toolkit.runs.evaluate import (
@@ -26,6 +27,7 @@ from efficientai_toolkit.runs.evaluate import (
     evaluate_checkpoint,
     evaluate_tasks,
     report_path,
+    seen,
     steps_to_share,
 )
 from efficientai_toolkit.runs.train import train
@@ -125,6 +127,16 @@ def test_means_and_intervals_are_those_of_the_tasks():
     assert found.report["metrics"]["step_2_acc_ci95"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_report_says_of_how_many_tasks_its_episodes_are():
+    learner, tasks = ReptileLearner(SimpleClassifier(hidden_dim=8)), distribution(count=8)
+    found = evaluate_tasks(learner, tasks, episodes=60, steps=(1,))
+    assert (found.report["episodes"], found.report["tasks"]) == (60, 8)
+    assert seen(found.report) == "60 episodes of 8 unseen tasks"
+    expected = mean_ci95(found.per_task["step_1_acc"], found.tasks)[1]
+    assert found.report["metrics"]["step_1_acc_ci95"] == expected
+    assert expected != mean_ci95(found.per_task["step_1_acc"])[1]
+
+
 def test_a_diverged_task_gives_null_not_nan(tmp_path):
     learner = MAML(MLP(), lr_inner=1e4, num_inner_steps=5)
     report = evaluate_tasks(learner, distribution("sinusoid", support_size=10), episodes=8).report
@@ -173,11 +185,36 @@ def test_adaptation_speed(kind, means, expected):
 
 def test_draw_gives_every_episode_and_the_same_ones():
     tasks = distribution(count=5, support_size=4, query_size=6)
-    first = [stack for stacks in draw(tasks, 120) for stack in stacks]
+    drawn = list(draw(tasks, 120))
+    first = [stack for stacks, _ in drawn for stack in stacks]
+    owners = [task for _, own in drawn for task in own]
     assert sum(stack.num_tasks for stack in first) == 120
-    again = [stack for stacks in draw(tasks, 120) for stack in stacks]
+    assert {owners.count(config.task_id) for config in tasks.configs} == {24}
+    again = [stack for stacks, _ in draw(tasks, 120) for stack in stacks]
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(np.array(one.query_x), np.array(other.query_x))
+
+
+def test_every_episode_is_of_the_task_that_is_said():
+    configs = [
+        TaskConfig(f"{family} {shots} {i}", family, support_size=shots, query_size=20)
+        for i in range(3)
+        for family, shots in (("sinusoid", 5), ("sinusoid", 10))
+    ]
+    tasks = TaskDistribution(configs, seed=1)
+    waves: dict[str, set] = {}
+    for index in range(4):
+        owners = iter(tasks.tasks_at(index, 8))
+        for stack in tasks.batch_at(index, 8):
+            for x, y in zip(np.array(stack.query_x)[..., 0], np.array(stack.query_y)[..., 0], strict=True):
+                wave, *_ = np.linalg.lstsq(np.stack([np.sin(x), np.cos(x)], 1), y)  # A sin(x + φ) tells its task
+                owner = next(owners)
+                assert owner.split()[1] == str(stack.support_x.shape[1])
+                waves.setdefault(owner, set()).add(tuple(np.round(wave, 2)))
+    assert len(waves) == 6
+    assert {len(found) for found in waves.values()} == {1}
+    assert len(set.union(*waves.values())) == 6
+    assert TaskDistribution(configs, seed=1, endless=True).tasks_at(0, 4) is None
 
 
 def test_where_the_report_goes(tmp_path):

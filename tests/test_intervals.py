@@ -33,3 +33,16 @@ def test_one_value_has_no_width_and_what_is_not_finite_stays_so():
     assert mean == math.inf
     assert half is not None
     assert math.isnan(half)
+
+
+def test_an_interval_counts_tasks_and_not_their_episodes():
+    rng = np.random.default_rng(0)
+    groups = [f"task {i}" for i in range(20) for _ in range(6)]
+    means = rng.standard_normal((2000, 20)).repeat(6, axis=1) + 0.3 * rng.standard_normal((2000, 120))
+    covered = np.mean([abs(mean) < width for mean, width in (mean_ci95(row, groups) for row in means)])
+    assert covered == pytest.approx(0.95, abs=0.015)
+    one_each = rng.standard_normal(40)
+    assert mean_ci95(one_each, list(range(40))) == pytest.approx(mean_ci95(one_each))
+    assert mean_ci95(one_each, ["one"] * 40)[1] is None
+    # Six equal episodes of a task say no more than one of them.
+    assert mean_ci95(one_each.repeat(6), np.arange(40).repeat(6).tolist()) == pytest.approx(mean_ci95(one_each))

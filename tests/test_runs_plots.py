@@ -12,6 +12,7 @@ from PIL import Image
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import OutputError
 from efficientai_toolkit.runs import plots
+from efficientai_toolkit.runs.evaluate import seen
 from efficientai_toolkit.runs.plots import Curve
 from efficientai_toolkit.runs.report import write_report
 from efficientai_toolkit.runs.train import train
@@ -163,4 +164,4 @@ def test_report_of_a_run(tmp_path, families, expected):
     assert "prefers-color-scheme: dark" in page
     test = json.loads((report.html.parent / "evaluation.json").read_text())
     assert test["metrics"].keys() == report.evaluation["metrics"].keys()
-    assert f"{test['episodes']} tasks it never saw" in page
+    assert f"on {seen(test)}" in page

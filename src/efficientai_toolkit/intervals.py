@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -13,17 +15,28 @@ _T975 = (
 )
 
 
-def mean_ci95(values: ArrayLike) -> tuple[float, float | None]:
-    """(mean, half-width of its 95 % interval by Student's t) of independent values (N,): tasks, episodes or seeds.
+def mean_ci95(values: ArrayLike, groups: Sequence[Hashable] | None = None) -> tuple[float, float | None]:
+    """(mean, half-width of its 95 % interval by Student's t) of values (N,): tasks, episodes or seeds.
 
-    One value has no width: None. Values that are not finite make both numbers so, without a warning.
+    Args:
+        values: independent of one another, but within a group.
+        groups: of which group each is (several episodes of one task); default: all are independent. Then what varies
+            is a group's sum of differences from the mean, and there are as many of those as groups.
+
+    One value, or one group, has no width: None. Values that are not finite make both numbers so, without a warning.
     """
     values = np.asarray(values, np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         mean = float(values.mean())
-        if len(values) < 2:
+        sums = values - mean
+        if groups is not None:
+            number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+            sums = np.bincount([number[group] for group in groups], sums, len(number))
+        count = len(sums)
+        if count < 2:
             return mean, None
-        return mean, float(_t975(len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+        error = float(np.sqrt((sums**2).sum() * count / (count - 1))) / len(values)
+        return mean, _t975(count - 1) * error
 
 
 def _t975(freedom: int) -> float:

@@ -59,10 +59,11 @@ def show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..runs.evaluate import seen
     from .evaluate import interval
 
     kind = "acc" if report["metric"] == "accuracy" else "loss"
-    title = f"{report['metric']} on {report['episodes']} unseen tasks after {report['inner_steps']} inner steps"
+    title = f"{report['metric']} on {seen(report)} after {report['inner_steps']} inner steps"
     table = Table(title=title, title_justify="left")
     table.add_column(f"K ({report['k_counts']})", justify="right")
     for name in report["results"]:

@@ -62,6 +62,8 @@ def show(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..runs.evaluate import seen
+
     metrics, extrapolated = report["metrics"], set(report["extrapolated_steps"])
     kinds = {
         kind: title
@@ -69,7 +71,7 @@ def show(report: Mapping[str, Any]) -> None:
         if f"step_{report['steps'][0]}_{kind}" in metrics
     }
     console = Console()
-    title = f"{report['algorithm']}, iteration {report['iteration']}: {report['episodes']} unseen tasks"
+    title = f"{report['algorithm']}, iteration {report['iteration']}: {seen(report)}"
     table = Table(title=title, title_justify="left")
     table.add_column("inner steps", justify="right")
     for name in kinds.values():

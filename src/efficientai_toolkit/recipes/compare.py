@@ -253,7 +253,9 @@ def compare_run(
         name: {k: choose_rate(model, validation[k], rates, steps) for k in shots} for name, model in baselines.items()
     }
 
-    stacks = [stack for part in draw(test, episodes) for stack in part]
+    drawn = list(draw(test, episodes))
+    stacks = [stack for part, _ in drawn for stack in part]
+    owners = None if test.endless else [task for _, own in drawn for task in own or ()]
     results: dict[str, Results] = {"meta-learned": {}, **{name: {} for name in baselines}}
     for k, cut in with_shots(stacks, shots, per_class=per_class).items():
         values = {"meta-learned": (learner.evaluate_per_task(cut, None, (trained,)), trained)}
@@ -264,7 +266,7 @@ def compare_run(
             row = results[name][k] = {}
             for kind in ("acc", "loss"):
                 if f"step_{after}_{kind}" in found:
-                    row[kind], row[f"{kind}_ci95"] = mean_ci95(found[f"step_{after}_{kind}"])
+                    row[kind], row[f"{kind}_ci95"] = mean_ci95(found[f"step_{after}_{kind}"], owners)
     metric = "accuracy" if test.is_classification else "loss"
     report = jsonable(
         {
@@ -274,6 +276,7 @@ def compare_run(
             "k_shots": shots,
             "k_counts": "examples of each class" if per_class else "all examples",
             "episodes": episodes,
+            "tasks": episodes if owners is None else len(set(owners)),
             "joint_iterations": total,
             "rates": {"meta-learned": learner.inner_lr, **chosen},
             "results": results,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +33,7 @@ class Evaluation(NamedTuple):
     report: dict[str, Any]  # plain JSON
     per_task: dict[str, np.ndarray]  # step_{k}_loss, step_{k}_acc → (episodes,)
     steps: tuple[int, ...]  # the numbers of steps in `per_task`
+    tasks: list[str] | None  # of which task each episode is; None where every one is of a fresh task
 
 
 def evaluate_checkpoint(
@@ -90,10 +91,10 @@ def evaluate_tasks(
 ) -> Evaluation:
     """Evaluate `learner` on `episodes` episodes of `tasks`.
 
-    The report's `metrics` are means over the episodes with the half-width of their 95 % interval (`_ci95`);
-    a value that is not finite is null. `headline` is at the trained number of steps. Where the update rule has
-    rates of its own for every step, the keys beyond the trained number stand in `extrapolated_steps`: there the
-    last step's rates are repeated.
+    The report's `metrics` are means over the episodes with the half-width of their 95 % interval (`_ci95`), in which
+    the episodes of one task are not independent; a value that is not finite is null. `headline` is at the trained
+    number of steps. Where the update rule has rates of its own for every step, the keys beyond the trained number
+    stand in `extrapolated_steps`: there the last step's rates are repeated.
     """
     if episodes < 1:
         raise ConfigurationError(f"episodes is {episodes}; expected at least 1")
@@ -103,26 +104,30 @@ def evaluate_tasks(
     shown = tuple(sorted({0, trained, *steps}))
     measured = tuple(sorted({*shown, *range(min(shown[-1], _EVERY_STEP) + 1)}))
     started = time.perf_counter()
-    parts = [
-        learner.evaluate_per_task(stacks, None, measured, transductive=transductive) for stacks in draw(tasks, episodes)
-    ]
+    parts: list[dict[str, np.ndarray]] = []
+    owners: list[str] | None = None if tasks.endless else []
+    for stacks, own in draw(tasks, episodes):
+        parts.append(learner.evaluate_per_task(stacks, None, measured, transductive=transductive))
+        if owners is not None:
+            owners += own or ()
     seconds = time.perf_counter() - started
     per_task = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     short = "acc" if tasks.is_classification else "loss"
     values = per_task[f"step_{trained}_{short}"]
-    mean, ci95 = mean_ci95(values)
+    mean, ci95 = mean_ci95(values, owners)
     last = trained if learner.per_step_rule else shown[-1]
     metrics: dict[str, float | None] = {}
     for k in shown:
         for kind in ("acc", "loss"):
             if f"step_{k}_{kind}" in per_task:
                 name = f"step_{k}_{kind}"
-                metrics[name], metrics[f"{name}_ci95"] = mean_ci95(per_task[name])
+                metrics[name], metrics[f"{name}_ci95"] = mean_ci95(per_task[name], owners)
     report = {
         "algorithm": learner.algorithm,
         "iteration": learner.iteration,
         "episodes": len(values),
+        "tasks": len(values) if owners is None else len(set(owners)),
         "trained_steps": trained,
         "adapts_by_steps": learner.adapts_by_steps,
         "transductive": transductive,
@@ -144,15 +149,20 @@ def evaluate_tasks(
         "evaluation_seconds_per_task": seconds / len(values),
         **_cost(learner, tasks),
     }
-    return Evaluation(jsonable(report), per_task, measured)
+    return Evaluation(jsonable(report), per_task, measured, owners)
 
 
-def draw(tasks: TaskDistribution, episodes: int) -> Iterable[list[EpisodeStack]]:
-    """`episodes` fixed episodes, some at a time: the same whenever they are drawn."""
-    for index in range(episodes // _DRAWN):
-        yield tasks.batch_at(index, _DRAWN)
-    if episodes % _DRAWN:
-        yield tasks.batch_at(0, episodes % _DRAWN)
+def draw(tasks: TaskDistribution, episodes: int) -> Iterable[tuple[list[EpisodeStack], list[str] | None]]:
+    """`episodes` fixed episodes, some at a time, with the ids of their tasks: the same whenever they are drawn."""
+    whole, rest = divmod(episodes, _DRAWN)
+    for batch in [(index, _DRAWN) for index in range(whole)] + ([(0, rest)] if rest else []):
+        yield tasks.batch_at(*batch), tasks.tasks_at(*batch)
+
+
+def seen(report: Mapping[str, Any]) -> str:
+    """How much was measured: "600 unseen tasks", "600 episodes of 100 unseen tasks"."""
+    episodes, tasks = report["episodes"], report.get("tasks", report["episodes"])
+    return f"{tasks:,} unseen tasks" if tasks == episodes else f"{episodes:,} episodes of {tasks:,} unseen tasks"
 
 
 def steps_to_share(

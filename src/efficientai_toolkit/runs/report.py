@@ -13,7 +13,7 @@ import numpy as np
 from ..files import read_json, write_json, write_text
 from ..intervals import mean_ci95
 from .build import Built, checkpoint_file, restore
-from .evaluate import Evaluation, evaluate_built
+from .evaluate import Evaluation, evaluate_built, seen
 from .experiment import ExperimentManager
 
 
@@ -69,21 +69,21 @@ def draw_plots(run: ExperimentManager, built: Built, evaluation: Evaluation) -> 
     before, after = (evaluation.per_task[f"step_{k}_{short}"] for k in (0, trained))
     fits = not np.array_equal(before, after)  # a closed form and prototypes have no steps to show
     if fits and np.isfinite(after).any() and np.isfinite(before).any():
-        means = [mean_ci95(evaluation.per_task[f"step_{k}_{short}"]) for k in evaluation.steps]
+        means = [mean_ci95(evaluation.per_task[f"step_{k}_{short}"], evaluation.tasks) for k in evaluation.steps]
         curve = plots.Curve(
             evaluation.steps, [mean for mean, _ in means], np.array([ci95 for _, ci95 in means], float).tolist()
         )
         title = _gain(before, after, metric, trained)
         figures["adaptation_curve"] = (
             plots.adaptation_curves({learner.algorithm: curve}, metric, title, trained_steps=trained),
-            f"Mean over {report['episodes']} unseen tasks, with its 95 % band.",
+            f"Mean over {seen(report)}, with its 95 % band.",
         )
     if np.isfinite(after).any():
         better = (after > before).mean() if short == "acc" else (after < before).mean()
         title = f"Adaptation helps on {better:.0%} of the unseen tasks" if fits else f"{metric.capitalize()} by task"
         figures[f"{metric}_distribution"] = (
             plots.metric_distribution(before if fits else None, after, metric, title),
-            f"{report['episodes']} unseen tasks" + (f", before and after {_steps(trained)}." if fits else "."),
+            seen(report) + (f", before and after {_steps(trained)}." if fits else "."),
         )
     caption = "Tasks that training never saw, from badly to well adapted."
     samples: Any = sample_tasks(learner, tasks, 6 if not tasks.is_classification else 4)
@@ -167,7 +167,7 @@ def _page(run: ExperimentManager, report: Mapping[str, Any], plots: Mapping[Path
 
     head = report["headline"]
     value = _cell(head["mean"], head["ci95"], "acc" if head["metric"] == "accuracy" else "loss")
-    lead = f"{value} {head['metric']} after {_steps(head['steps'])} on {report['episodes']} tasks it never saw"
+    lead = f"{value} {head['metric']} after {_steps(head['steps'])} on {seen(report)}"
     system = run.system
     device = system.get("device") or {}
     facts = {

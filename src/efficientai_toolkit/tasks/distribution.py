@@ -125,6 +125,20 @@ class TaskDistribution:
         Returns stacked episodes, one a shape; their task axes add up to `n`. No task comes again before every
         task of its shape has come once, as far as one block of batches goes; `n = len(self)` draws each once.
         """
+        episodes = []
+        for (cell, arrays, _, _), rows in self._drawn(index, n):
+            packed = cell.family.pack(cell.config, tuple(a[rows] for a in arrays))
+            episodes.append(EpisodeStack(*self._seen(packed)))
+        return episodes
+
+    def tasks_at(self, index: int, n: int) -> list[str] | None:
+        """The `task_id` of every episode of `batch_at(index, n)`, stack by stack; None if endless: all are fresh."""
+        if self.endless:
+            return None
+        return [self.configs[i].task_id for drawn, rows in self._drawn(index, n) for i in drawn.members[rows]]
+
+    def _drawn(self, index: int, n: int) -> list[tuple[_Drawn, slice]]:
+        """Of each shape what is drawn for some batches together, and the rows of batch `index` in it."""
         if index < 0 or n < 1:
             raise TaskSamplingError(f"batch {index} of {n} tasks cannot be drawn; expected index ≥ 0 and n ≥ 1")
         per_block = self._batches_per_block(n)
@@ -136,13 +150,8 @@ class TaskDistribution:
                 while len(self._blocks) >= _BLOCKS_KEPT:
                     self._blocks.pop(next(iter(self._blocks)))
                 self._blocks[n, number] = block
-        episodes = []
-        for cell, arrays, edges in block:
-            start, stop = edges[offset], edges[offset + 1]
-            if start < stop:
-                packed = cell.family.pack(cell.config, tuple(a[start:stop] for a in arrays))
-                episodes.append(EpisodeStack(*self._seen(packed)))
-        return episodes
+        rows = [(drawn, slice(drawn.edges[offset], drawn.edges[offset + 1])) for drawn in block]
+        return [(drawn, part) for drawn, part in rows if part.start < part.stop]
 
     def sample_batch(self, n: int) -> list[EpisodeStack]:
         """The next batch: `batch_at(0, n)`, `batch_at(1, n)`, …"""
@@ -267,7 +276,10 @@ class TaskDistribution:
             kind = self.families[config.task_family]
             cell = (config.task_family, kind.cell(config))
             shapes.setdefault(kind.shape(config), {}).setdefault(cell, []).append(i)
-        return [_Stack(shape, [self._cell(members) for members in cells.values()]) for shape, cells in shapes.items()]
+        return [
+            _Stack(shape, [self._cell(members) for members in cells.values()], np.concatenate(list(cells.values())))
+            for shape, cells in shapes.items()
+        ]
 
     def _cell(self, members: list[int]) -> _Cell:
         configs = [self.configs[i] for i in members]
@@ -293,28 +305,25 @@ class TaskDistribution:
         sizes = np.array([stack.size for stack in self._stacks])
         below = np.concatenate([[0], np.cumsum(sizes)]) * n / sizes.sum()
         counts = np.diff(np.floor(below + turns[:, None]).astype(np.int64), axis=1)
-        return [
-            _Drawn(
-                stack.cells[0], self._draw_stack(stack, total, rng), np.concatenate([[0], np.cumsum(column)]).tolist()
-            )
-            for stack, column in zip(self._stacks, counts.T, strict=True)
-            if (total := int(column.sum()))
-        ]
+        block = []
+        for stack, column in zip(self._stacks, counts.T, strict=True):
+            if total := int(column.sum()):
+                rounds = -(-total // stack.size)
+                # The one task of an endless distribution needs no order (and no random number).
+                orders = [rng.permutation(stack.size) if stack.size > 1 else np.zeros(1, int) for _ in range(rounds)]
+                slots = np.concatenate(orders)[:total]
+                edges = np.concatenate([[0], np.cumsum(column)]).tolist()
+                block.append(_Drawn(stack.cells[0], self._draw_stack(stack, slots, rng), edges, stack.members[slots]))
+        return block
 
-    def _draw_stack(self, stack: _Stack, total: int, rng: np.random.Generator) -> Draw:
-        rounds = -(-total // stack.size)
-        # The one task of an endless distribution needs no order (and no random number).
-        orders = (
-            [rng.permutation(stack.size) for _ in range(rounds)] if stack.size > 1 else [np.zeros(rounds, np.int64)]
-        )
-        slots = np.concatenate(orders)[:total]
+    def _draw_stack(self, stack: _Stack, slots: np.ndarray, rng: np.random.Generator) -> Draw:
         if len(stack.cells) == 1:
             return self._draw_cell(stack.cells[0], slots, rng)
         x_type = np.result_type(*(cell.family.input_type for cell in stack.cells))
         y_type = np.int32 if self.is_classification else np.float32
         x_shape, y_shape = stack.shape.input, stack.shape.target
         out = tuple(
-            np.empty((total, n, *shape), dtype)
+            np.empty((len(slots), n, *shape), dtype)
             for n in (stack.shape.support, stack.shape.query)
             for shape, dtype in ((x_shape, x_type), (y_shape, y_type))
         )
@@ -358,6 +367,7 @@ class _Cell(NamedTuple):
 class _Stack(NamedTuple):
     shape: Shape
     cells: list[_Cell]
+    members: np.ndarray  # of all cells, as numbers in `configs`
 
     @property
     def size(self) -> int:
@@ -368,3 +378,4 @@ class _Drawn(NamedTuple):
     cell: _Cell  # the first of its stack
     arrays: Draw
     edges: list[int]  # batch b of the block holds rows edges[b] to edges[b + 1]
+    members: np.ndarray  # of which task each row is
