@@ -16,7 +16,7 @@ import pytest
 
 from efficientai_toolkit.checkpoint import read_npz, write_npz
 from efficientai_toolkit.config import MetaLearningConfig, Override
-from efficientai_toolkit.errors import DivergenceError
+from efficientai_toolkit.errors import ConfigurationError, DivergenceError
 from efficientai_toolkit.runs import train as loop
 from efficientai_toolkit.runs.train import Watch, resume, train
 
@@ -200,6 +200,8 @@ def test_a_complete_run_has_nothing_left_to_do_and_can_be_made_longer(tmp_path):
     before = rows(short["run"])
     assert resume(short["run"])["iterations"] == 10
     assert rows(short["run"]) == before
+    with pytest.raises(ConfigurationError, match="has done 10 iterations already, and 5 are asked for"):
+        resume(short["run"], [Override("meta_learning.num_meta_iterations", 5, "--iterations 5")])
     longer = resume(short["run"], [Override("meta_learning.num_meta_iterations", 30, "--iterations 30")])
     whole = train(configured(tmp_path / "long"))
     arrays = [content(Path(report["checkpoints"]["last"]))[0] for report in (longer, whole)]

@@ -100,4 +100,4 @@ def _tell(report: dict[str, Any]) -> None:
     if report["best"]:
         print(f"Best at iteration {report['best']['iteration']}, {validation(report['best'])}")
     print(f"Run folder: {report['run']}")
-    print(f"Evaluate:   efficientai-toolkit meta-learning-peft:evaluate --checkpoint {report['latest_best']}")
+    print(f"Evaluate:   efficientai-toolkit meta-learning-peft:evaluate --checkpoint {report['run']}")

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..checkpoint import read_header, read_npz, write_npz
 from ..config import MetaLearningConfig, Override
-from ..errors import CheckpointError, DivergenceError, OutputError
+from ..errors import CheckpointError, ConfigurationError, DivergenceError, OutputError
 from ..intervals import mean_ci95
 from ..logging import setup_logger
 from .base_model import describe_base, fixed_arrays, load_checkpoint
@@ -107,6 +107,11 @@ def resume(run: str | Path, overrides: Iterable[Override] = (), *, watch: Watch 
             progress = Progress(**saved)
         except TypeError as error:
             raise CheckpointError(f"{newest} does not say how far its run was; resume needs one of `train`") from error
+        if iteration > config.num_meta_iterations:
+            raise ConfigurationError(
+                f"{path} has done {iteration} iterations already, and {config.num_meta_iterations} are asked for; "
+                "a run can go on, and not back"
+            )
     manager = ExperimentManager.open(path, iteration)
     return _Loop(built, manager, progress, watch).run()
 
