@@ -52,10 +52,19 @@ CONFIGS = {
         "rotary_pct": 0.5,
     },
 }
+CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+_CHAT_TOKENS = ["<pad>", "<|im_start|>", "<|im_end|>"]
 
 
-def write_lm(folder: Path, kind: str) -> Path:
-    """A folder of a `kind`-type language model."""
+def write_lm(folder: Path, kind: str, chat_template: str | None = None) -> Path:
+    """A folder of a `kind`-type language model.
+
+    With `chat_template` it pads with 3, its configuration's end of text is 2 and its tokenizer's is 5, as in models
+    whose base ends texts by another token than their chats.
+    """
     import importlib
 
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -68,13 +77,18 @@ def write_lm(folder: Path, kind: str) -> Path:
     keys = mx.random.split(mx.random.key(0), len(flat))
     weights = {n: a + 0.1 * mx.random.normal(a.shape, key=k) for (n, a), k in zip(flat.items(), keys, strict=True)}
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(CONFIGS[kind]))
+    ends = {"pad_token_id": 3, "eos_token_id": [2]} if chat_template else {}
+    (folder / "config.json").write_text(json.dumps({**CONFIGS[kind], **ends}))
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=["<unk>", "<s>", "</s>"])
+    special = ["<unk>", "<s>", "</s>", *(_CHAT_TOKENS if chat_template else [])]
+    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=special)
     tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 4, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "unk_token": "<unk>"}
+    if chat_template:
+        about |= {"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<pad>"}
+        (folder / "chat_template.jinja").write_text(chat_template)
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
     return folder
 

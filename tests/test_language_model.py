@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shlex
 import shutil
+import sys
+from fnmatch import fnmatch
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +22,7 @@ from efficientai_toolkit.backbones.frozen_prefix import FrozenPrefix, frozen_lay
 from efficientai_toolkit.backbones.language_model import (
     LanguageModel,
     label_tokens,
+    load_chat_tokenizer,
     load_language_model,
     next_token_loss,
 )
@@ -24,20 +30,24 @@ from efficientai_toolkit.cli import app
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import CheckpointError, DataError, ModelError
 from efficientai_toolkit.nn.functional import functional, trainable
-from efficientai_toolkit.pretrained import TextTokenizer, load_tokenizer
+from efficientai_toolkit.pretrained import TextTokenizer, load_tokenizer, resolve
 from efficientai_toolkit.recipes.finetune import Task, Texts, finetune
 from efficientai_toolkit.recipes.language import finetune_completions, tokenised
 from efficientai_toolkit.runs.adapted import AdaptedTask, adapt_checkpoint
 from efficientai_toolkit.runs.exchange import export_adapter, fuse
 from efficientai_toolkit.runs.train import train
 from efficientai_toolkit.tasks.completions import Completion, read_completions
-from lm_folders import write_lm
+from lm_folders import CHAT_TEMPLATE, write_lm
 from text_models import settings, write_encoder, write_intents
 
 ROWS = [
     Completion("the quick brown", " fox jumps"),
     Completion("over the", " lazy dog"),
     Completion("", "brown dog quick fox"),
+]
+PAIRS = [
+    {"prompt": "the quick brown", "completion": "fox jumps"},
+    {"prompt": "over the", "completion": "lazy dog"},
 ]
 
 
@@ -78,7 +88,7 @@ def test_the_loss_counts_what_is_to_be_predicted_and_nothing_else():
 def test_bad_rows_of_completions_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n\n{"text": "c"}\n')
-    assert read_completions(path) == [Completion("a", "b"), Completion("", "c")]
+    assert read_completions(path) == [Completion("a", "b"), Completion(None, "c")]
     path.write_text('{"promt": "a", "completion": "b"}\n{"prompt": "a"}\n[1]\n{"text": " "}\nx\n{"text": 3}\n')
     with pytest.raises(DataError) as raised:
         read_completions(path)
@@ -87,6 +97,33 @@ def test_bad_rows_of_completions_are_named(tmp_path):
         assert part in str(raised.value)
     with pytest.raises(DataError, match="there is no file at"):
         read_completions(tmp_path / "none.jsonl")
+
+
+def message(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
+def test_the_last_message_of_a_chat_is_its_completion_and_bad_chats_are_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    asked, answer = [message("system", "a"), message("user", "")], message("assistant", "c")
+    path.write_text(json.dumps({"messages": [*asked, answer]}))
+    assert read_completions(path) == [Completion(asked, "c")]
+    faults = {
+        "messages is no list of two at least": [answer],
+        "message 1 is 3, expected an object": [3, answer],
+        "message 2: unknown key 'tool_calls'": [*asked[:1], message("user", "b", tool_calls=[]), answer],
+        "message 1: content is None, not a string": [message("user", None), answer],
+        "message 2: content is missing": [asked[0], {"role": "user"}, answer],
+        "message 1: role is 'sytem'; did you mean 'system'?": [message("sytem", "a"), answer],
+        "the last message is the user's, expected the assistant's": asked,
+        "the last message is empty": [*asked, message("assistant", " ")],
+    }
+    rows = [{"messages": [*asked, answer], "tools": []}, *({"messages": value} for value in faults.values())]
+    for fault, row in zip(["unknown key 'tools'", *faults], rows, strict=True):
+        path.write_text('{"text": "d"}\n\n' + json.dumps(row))
+        with pytest.raises(DataError) as raised:
+            read_completions(path)
+        assert f"line 3: {fault}" in str(raised.value)
 
 
 @pytest.fixture
@@ -98,7 +135,7 @@ def words(tmp_path):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    return TextTokenizer(tmp_path / "tokenizer.json", pad_id=0, max_length=8)
+    return TextTokenizer(tmp_path / "tokenizer.json", pad_id=0, end_id=0, max_length=8)
 
 
 def said(*numbers):
@@ -133,6 +170,98 @@ def test_rows_without_a_token_to_learn_are_named(words):
     rows = [Completion("w2", "w3"), Completion("", " "), Completion("w2", " ")]
     with pytest.raises(DataError, match="completions: row 2: no token to learn"):
         tokenised(rows, words)
+
+
+def test_rows_are_closed_by_the_end_of_text_and_filled_up_by_padding(words):
+    words.end_id = 39
+    ids, counted = tokenised([Completion("w2", "w3"), Completion("w2", "w3 w4 w5"), Completion(None, "w39")], words)
+    assert ids.tolist() == [[1, 2, 3, 39, 0, 0, 0, 0], [1, 2, 3, 4, 5, 39, 0, 0], [1, 39, 0, 0, 0, 0, 0, 0]]
+    assert counted.sum(1).tolist() == [2, 4, 2]
+    words.end_id = None
+    with pytest.raises(ModelError, match="names no end of text, so it cannot learn to stop"):
+        tokenised(ROWS, words)
+
+
+@pytest.mark.parametrize(
+    ("files", "end"),
+    [
+        ({"tokenizer_config": {"eos_token": "w7"}, "generation_config": {"eos_token_id": 8}}, 7),
+        ({"tokenizer_config": {"eos_token": {"content": "w7"}}}, 7),
+        ({"tokenizer_config": {"eos_token": "none"}, "generation_config": {"eos_token_id": [8, 9]}}, 8),
+        ({"tokenizer_config": {}, "generation_config": {}}, 5),
+        ({}, 5),
+    ],
+)
+def test_the_end_of_text_is_where_mlx_lm_stops(words, tmp_path, files, end):
+    about = {"architectures": ["LlamaForCausalLM"], "eos_token_id": [5, 6], "pad_token_id": 3}
+    for name, content in {"config": about, **files}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.end_id, tokenizer.pad_id) == (end, 3)
+    (tmp_path / "config.json").write_text(json.dumps({**about, "pad_token_id": None}))
+    assert load_tokenizer(tmp_path).pad_id == end
+    (tmp_path / "config.json").write_text(json.dumps({**about, "architectures": ["BertModel"]}))
+    assert load_tokenizer(tmp_path).end_id is None
+
+
+def test_the_hub_is_asked_for_the_chat_template(monkeypatch, tmp_path):
+    asked = []
+    hub = SimpleNamespace(snapshot_download=lambda name, allow_patterns, **_: asked.extend(allow_patterns) or tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert resolve("someone/some-model") == tmp_path
+    assert any(fnmatch("chat_template.jinja", pattern) for pattern in asked)
+
+
+class Chat:
+    """As mlx-lm's tokenizer: a message is its role (33 the user's, 32 the assistant's), its numbers and 30."""
+
+    bos_token_id, eos_token_ids = 1, {30}
+
+    def __init__(self, asks=(32,), closes=(30,)):
+        self.asks, self.closes = list(asks), list(closes)
+
+    def apply_chat_template(self, messages, add_generation_prompt=False):
+        ids = [1]
+        for each in messages:
+            if each["content"] == "bad":
+                raise ValueError("roles must alternate")
+            ids += [{"user": 33, "assistant": 32}[each["role"]], *map(int, each["content"].split()), *self.closes]
+        return ids + self.asks * add_generation_prompt
+
+
+def test_a_chat_is_counted_after_the_request_for_an_answer(words):
+    rows = [Completion("2", "3"), Completion([message("user", "2")], "3"), Completion(None, "w2 w3")]
+    for asks, start in (([32], 5), ([32, 38], 5), ([37], 4)):
+        ids, counted = tokenised(rows, words, Chat(asks))
+        assert ids[:2].tolist() == [[1, 33, 2, 30, 32, 3, 30, 0]] * 2
+        assert counted[:2].tolist() == [[start <= i < 7 for i in range(8)]] * 2
+        assert ids[2].tolist() == [1, 2, 3, 0, 0, 0, 0, 0]
+        assert counted[2].tolist() == [i < 4 for i in range(8)]
+    ids, counted = tokenised(rows[:2], words, Chat(closes=()))  # a template that never stops is closed
+    assert ids.tolist() == [[1, 33, 2, 32, 3, 0, 0, 0]] * 2
+    assert counted.sum(1).tolist() == [2, 2]
+
+
+def test_of_a_long_chat_the_start_and_the_answer_stay(words, caplog):
+    rows = [Completion(" ".join(map(str, range(2, 20))), answer) for answer in ("20 21", "20 21 22 23 24 25 26 27")]
+    ids, counted = tokenised(rows, words, Chat())
+    assert ids.tolist() == [[1, 18, 19, 30, 32, 20, 21, 30], [1, 19, 30, 32, 20, 21, 22, 23]]
+    assert counted.sum(1).tolist() == [3, 4]
+    assert "2 of 2 rows are longer than 8 tokens (row 1 is the first)" in caplog.text
+
+
+def test_chats_that_the_template_cannot_write_are_named(words):
+    with pytest.raises(DataError, match=r"row 2: the model's chat template refuses it \(roles must alternate\)"):
+        tokenised([Completion("2", "3"), Completion("bad", "3")], words, Chat())
+    with pytest.raises(DataError, match="row 2 holds messages, which only a chat template can write"):
+        tokenised([Completion("2", "3"), Completion([message("user", "2")], "3")], words)
+
+
+def test_the_chat_template_is_left_out_of_completions_alone(tmp_path):
+    asked = ["--data", "a.csv", "--model", "m", "--output", str(tmp_path / "out"), "--no-chat-template"]
+    done = CliRunner().invoke(app, ["finetune", *asked])
+    assert done.exit_code == 2
+    assert "--no-chat-template is for --completions" in " ".join(done.output.split())
 
 
 def test_options_for_labels_are_refused_with_completions(tmp_path):
@@ -222,6 +351,74 @@ def test_fine_tuned_completions_are_what_mlx_lm_then_says(mlx_lm, folder, tmp_pa
     np.testing.assert_allclose(np.array(theirs(ids)), np.array(done.model.next_token_logits(ids)), atol=1e-4)
     said = mlx_lm.generate(theirs, tokenizer, "over the", max_tokens=12)
     assert said.replace(" ", "") == "lazydog"
+
+
+TALKS = [
+    {"messages": [message("system", "the lazy fox"), message("user", "over the"), message("assistant", "brown dog")]},
+    {
+        "messages": [
+            message("user", "dog"),
+            message("assistant", "fox"),
+            message("user", "the"),
+            message("assistant", "lazy fox"),
+        ]
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def talker(mlx_lm, tmp_path_factory):
+    """A folder with a chat template, whose padding is not its end of text."""
+    return write_lm(tmp_path_factory.mktemp("models") / "talker", "llama", CHAT_TEMPLATE)
+
+
+def test_chats_have_the_tokens_and_the_mask_of_mlx_lm(mlx_lm, talker, folder, tmp_path):
+    datasets = importlib.import_module("mlx_lm.tuner.datasets")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*PAIRS, *TALKS]))
+    ids, counted = tokenised(
+        read_completions(tmp_path / "rows.jsonl"), load_tokenizer(talker), load_chat_tokenizer(talker)
+    )
+    theirs = mlx_lm.load(str(talker))[1]
+    pairs = datasets.CompletionsDataset(PAIRS, theirs, "prompt", "completion", mask_prompt=True)
+    talks = datasets.ChatDataset(TALKS, theirs, mask_prompt=True)
+    expected = [*map(pairs.process, PAIRS), *map(talks.process, TALKS)]
+    for row, (tokens, start) in enumerate(expected):
+        assert ids[row].tolist() == tokens + [3] * (len(ids[row]) - len(tokens))
+        assert counted[row].tolist() == [start <= i < len(tokens) for i in range(len(ids[row]))]
+    assert load_chat_tokenizer(folder) is None
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-chat-template"]])
+def test_a_chat_model_says_the_completion_and_stops(talker, tmp_path, capsys, monkeypatch, flags):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    files = ["--data", str(data), "--model", str(talker), "--output", str(tmp_path / "out")]
+    numbers = ["--epochs", "150", "--batch-size", "2", "--learning-rate", "0.01"]
+    result = CliRunner().invoke(app, ["finetune", "--completions", *files, *numbers, *flags])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "curve.json").read_text())["chat_template"] is (not flags)
+    command = result.output.splitlines()[-1].removeprefix("Use it: ").removesuffix(" --prompt …")
+    assert ("--ignore-chat-template" in command) == bool(flags)
+    generate = importlib.import_module("mlx_lm.generate")
+    for row in PAIRS:
+        asked = [*shlex.split(command), "--prompt", row["prompt"], "--max-tokens", "12", "--verbose", "False"]
+        monkeypatch.setattr("sys.argv", asked)
+        generate.main()
+        assert capsys.readouterr().out.replace(" ", "").strip() == row["completion"].replace(" ", "")
+
+
+def test_messages_need_a_chat_template(talker, folder):
+    rows = [Completion([message("user", "over the")], "dog")]
+    for source, chat_template in ((folder, True), (talker, False)):
+        with pytest.raises(DataError, match="row 1 holds messages, which only a chat template can write"):
+            finetune_completions(rows, source=str(source), chat_template=chat_template, epochs=1)
+
+
+def test_a_tokenizer_that_mlx_lm_does_not_load_is_said(mlx_lm, talker, tmp_path):
+    other = shutil.copytree(talker, tmp_path / "other")
+    (other / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="mlx-lm does not load the tokenizer of"):
+        load_chat_tokenizer(other)
 
 
 def test_fine_tuning_by_label_words_is_kept_and_predicts(folder, tmp_path):

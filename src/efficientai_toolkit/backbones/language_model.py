@@ -282,6 +282,24 @@ def load_language_model(
     return model
 
 
+def load_chat_tokenizer(source: str | Path) -> Any | None:
+    """mlx-lm's own tokenizer of a folder or hub name, to write chats by the model's template; None where it has none.
+
+    Raises:
+        ModelError: mlx-lm is not installed or does not load this tokenizer.
+    """
+    try:
+        from mlx_lm import utils  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ModelError("language models need mlx-lm: pip install 'efficientai-toolkit[lm]'") from error
+    folder = resolve(source)
+    try:
+        tokenizer = utils.load_tokenizer(folder, eos_token_ids=utils.load_config(folder).get("eos_token_id"))
+    except Exception as error:  # the tokenizer may be foreign code
+        raise ModelError(f"mlx-lm does not load the tokenizer of {folder}: {error}") from error
+    return tokenizer if tokenizer.has_chat_template else None
+
+
 def label_tokens(tokenizer: TextTokenizer, words: Sequence[str]) -> list[list[int]]:
     """The tokens of each label word as it follows on a text (" lost card"), underscores read as spaces.
 

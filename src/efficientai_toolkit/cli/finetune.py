@@ -41,8 +41,13 @@ def finetune(
     completions: Annotated[
         bool,
         typer.Option(
-            "--completions", help="Data is .jsonl of prompt,completion for a language model; writes mlx-lm's folder."
+            "--completions",
+            help="Data is .jsonl of prompt,completion or messages for a language model; writes mlx-lm's folder.",
         ),
+    ] = False,
+    no_chat_template: Annotated[
+        bool,
+        typer.Option("--no-chat-template", help="Of completions: prompts as they are, not by the model's template."),
     ] = False,
     seed: Seed = None,
     data_dir: DataDir = None,
@@ -61,6 +66,8 @@ def finetune(
         raise ConfigurationError(
             f"{'--test' if test else '--shots'} is for texts with labels, and --completions has none; leave it out"
         )
+    if no_chat_template and not completions:
+        raise ConfigurationError("--no-chat-template is for --completions; leave it out")
     select_device(device)
     settings: dict[str, Any] = {
         "method": None if method == "full" else method,
@@ -74,7 +81,7 @@ def finetune(
     }
     recipe.check_settings(learning_rate, epochs, batch_size, settings["max_length"])
     if completions:
-        _completions(data, output, settings, json)
+        _completions(data, output, {**settings, "chat_template": not no_chat_template}, json)
         return
     counts = None if shots is None else whole_numbers(shots, "--shots")
     task = recipe.read_task(data, test, data_root(data_dir))
@@ -113,13 +120,14 @@ def _completions(data: str, output: Path, settings: dict, json: bool) -> None:
     rows = read_completions(data)
     done = finetune_completions(rows, watch=told, **settings)
     export_mlx_lm(done.model, output, base_model=settings["source"])
-    report = {"data": data, **settings, "curve": done.curve}
+    report = {"data": data, **settings, "chat_template": done.chat_template, "curve": done.curve}
     write_json(output / "curve.json", report)
     if json:
         echo_json({"adapter": str(output), **report})
     else:
-        print(f"Fine-tuned on {len(rows)} completions: {output}")
-        print(f"Use it: mlx_lm.generate --model {settings['source']} --adapter-path {output} --prompt …")
+        raw = "" if settings["chat_template"] else " --ignore-chat-template"
+        print(f"Fine-tuned on {len(rows)} completions{' by the chat template' * done.chat_template}: {output}")
+        print(f"Use it: mlx_lm.generate --model {settings['source']} --adapter-path {output}{raw} --prompt …")
 
 
 def _short(value: float | int) -> str:
