@@ -20,7 +20,9 @@ from efficientai_toolkit import (
     EpisodeStack,
     FOMAMLLearner,
     MAMLLearner,
+    MetaSGDLearner,
     ModelError,
+    PrototypicalNetwork,
     ReptileLearner,
     SimpleClassifier,
     TaskSamplingError,
@@ -30,6 +32,7 @@ from efficientai_toolkit import (
     mse_loss,
     trainable,
 )
+from efficientai_toolkit.checkpoint import read_npz, write_npz
 from efficientai_toolkit.learners import graphs
 from efficientai_toolkit.nn.layers import Dropout
 from efficientai_toolkit.tasks.episode import as_stacks
@@ -324,6 +327,65 @@ def test_a_checkpoint_of_another_model_is_refused_by_name_and_shape(tmp_path):
         ReptileLearner(SimpleClassifier(hidden_dim=8)).load(tmp_path / "a.npz")
 
 
+def test_a_checkpoint_of_other_options_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+
+    def net(**options):
+        return PrototypicalNetwork(SimpleClassifier(hidden_dim=8), **options)
+
+    net().save(path)
+    net(distance_metric="euclidean").load(path)  # as by default
+    with pytest.raises(CheckpointError, match=r"saved with distance_metric 'euclidean', and this learner has 'cosine'"):
+        net(distance_metric="cosine").load(path)
+    cosine = net(distance_metric="cosine")
+    cosine.take_over(path, *read_npz(path))  # a configuration may say otherwise
+    assert cosine.options == {"distance_metric": "cosine"}
+
+    MetaSGDLearner(SimpleClassifier(hidden_dim=8), rate_range=(0.01, 0.02)).save(path)
+    MetaSGDLearner(SimpleClassifier(hidden_dim=8), rate_range=(0.01, 0.02)).load(path)
+    with pytest.raises(CheckpointError, match=r"rate_range \[0.01, 0.02\], and this learner has \[0.01, 0.03\]"):
+        MetaSGDLearner(SimpleClassifier(hidden_dim=8), rate_range=(0.01, 0.03)).load(path)
+
+    MAMLLearner(SimpleClassifier(hidden_dim=8), 0.4, num_inner_steps=1, checkpoint=True).save(path)
+    other = MAMLLearner(SimpleClassifier(hidden_dim=8), 0.1)
+    other.load(path)  # `checkpoint` changes no number
+    assert (other.inner_lr, other.num_inner_steps) == (0.1, 5)
+    arrays, header = read_npz(path)
+    del header["learner"]["options"]
+    write_npz(path, arrays, {"learner": header["learner"]})
+    other.load(path)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_loaded_learner_keeps_its_own_outer_rate(tmp_path, optimizer):
+    def learner(rate):
+        return MAMLLearner(SimpleClassifier(hidden_dim=8), outer_lr=rate, outer_optimizer=optimizer)
+
+    first, stack = learner(0.001), planes(4)
+    first.meta_train_step(stack)
+    first.save(tmp_path / "a.npz")
+    moves = []
+    for rate in (0.001, 0.1):
+        again = learner(rate)
+        again.load(tmp_path / "a.npz")
+        moves.append(again.meta_train_step(stack)["param_diff"])
+    assert moves[0] == first.meta_train_step(stack)["param_diff"]
+    assert moves[1] == pytest.approx(100 * moves[0], rel=1e-3)
+
+
+def test_a_loaded_schedule_goes_on_at_its_step(tmp_path):
+    def learner():
+        return MAMLLearner(SimpleClassifier(hidden_dim=8), outer_lr=optim.linear_schedule(0.1, 0.0, 10), compile=False)
+
+    first, again, stack = learner(), learner(), planes(4)
+    for _ in range(3):
+        first.meta_train_step(stack)
+    first.save(tmp_path / "a.npz")
+    again.load(tmp_path / "a.npz")
+    assert again.state()["optimizer/learning_rate"].item() == first.state()["optimizer/learning_rate"].item() < 0.1
+    assert again.meta_train_step(stack) == first.meta_train_step(stack)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -335,6 +397,14 @@ def test_a_checkpoint_of_another_model_is_refused_by_name_and_shape(tmp_path):
         ({"chunk": 0}, "chunk must be a whole number of at least 1"),
         ({"frist_order": True}, "did you mean 'first_order'"),
         ({"outer_optimizer": "adan"}, "did you mean 'adam'"),
+        (
+            {"outer_optimizer": optim.MultiOptimizer([optim.SGD(0.1), optim.Adam(0.1)], [lambda *_: True])},
+            "one for all that is meta-learned, got a MultiOptimizer",
+        ),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295, got -1"),
+        ({"seed": 2**32}, "got 4294967296"),
+        ({"seed": 1.5}, "got 1.5"),
+        ({"seed": "x"}, "got 'x'"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, sentence):
@@ -376,6 +446,22 @@ def test_impossible_numbers_of_steps_are_refused():
         with pytest.raises(ConfigurationError, match=f"{name} must be a whole number"):
             call()
     assert learner.iteration == 0
+    for steps in (5, (), (2.5,), (-1, 5), "05", ("5",)):
+        for call in (learner.evaluate, learner.evaluate_per_task):
+            with pytest.raises(ConfigurationError, match="num_adaptation_steps must be whole numbers of at least 0"):
+                call(episodes, num_adaptation_steps=steps)
+
+
+def test_whole_numbers_may_be_floats():
+    one, other = (MAMLLearner(SimpleClassifier(hidden_dim=8), chunk=chunk) for chunk in (2, 2.0))
+    episodes = singles(planes(4))
+    x, y = episodes[0][:2]
+    close(trainable(one.adapt(x, y, num_steps=2)), trainable(other.adapt(x, y, num_steps=2.0)), 0)
+    assert one.evaluate(episodes, num_adaptation_steps=(0, 2)) == other.evaluate(
+        episodes, num_adaptation_steps=(0.0, 2.0)
+    )
+    histories = one.meta_train(episodes, None, 2), other.meta_train(episodes, None, 2.0, meta_batch_size=4.0)
+    assert histories[0] == histories[1]
 
 
 def test_numpy_arrays_are_taken_as_they_are():

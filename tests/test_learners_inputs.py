@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from efficientai_toolkit import (
     MLP,
     Conv4,
+    EpisodeStack,
     LoRAConfig,
     ModelError,
     SimpleClassifier,
+    TaskSamplingError,
     attach,
     learner_class,
     mse_loss,
 )
+from efficientai_toolkit.tasks.episode import as_stacks
+from learner_cases import blobs, singles
 
 LABELS = mx.array([0, 1, 0, 1])
 RIGHT, WRONG = mx.zeros((4, 2)), mx.zeros((4, 3))
@@ -64,4 +71,59 @@ def test_an_error_of_the_loss_stays_its_own():
     with pytest.raises(ValueError, match=r"^mine$"):
         make("maml").meta_train_step([(RIGHT, LABELS, RIGHT, LABELS)], broken)
     with pytest.raises(ValueError, match="broadcast"):
-        make("maml").evaluate([(RIGHT, mx.zeros((4, 5)), RIGHT, mx.zeros((4, 5)))], mse_loss)
+        make("maml").evaluate(
+            [(RIGHT, mx.zeros((4, 5)), RIGHT, mx.zeros((4, 5)))], lambda p, y: mx.mean(mx.square(p - y))
+        )
+
+
+@pytest.mark.parametrize(("outputs", "targets"), [(2, (4, 1)), (4, (4,)), (6, (4, 2, 3))])
+def test_targets_of_another_size_than_the_outputs(outputs, targets):
+    """Broadcast, they would be a loss that nobody asked for."""
+    learner, y = make("maml", MLP(2, outputs, 8)), mx.zeros(targets)
+    episode = (RIGHT, y, RIGHT, y)
+    sentence = re.escape(f"predictions have the shape (4, {outputs}) and their targets {targets}; expected the same")
+    for loss_fn in (None, mse_loss):
+        for call in (
+            lambda loss_fn=loss_fn: learner.meta_train_step([episode], loss_fn),
+            lambda loss_fn=loss_fn: learner.evaluate([episode], loss_fn),
+            lambda loss_fn=loss_fn: learner.adapt(RIGHT, y, loss_fn),
+        ):
+            with pytest.raises(TaskSamplingError, match=sentence):
+                call()
+    assert learner.iteration == 0
+
+
+@pytest.mark.parametrize("name", ["r2d2", "alpaca"])
+def test_targets_of_more_axes_than_a_closed_form_has(name):
+    y = mx.zeros((4, 2, 3))
+    with pytest.raises(TaskSamplingError, match=r"shape \(4, 6\) and their targets \(4, 2, 3\)"):
+        make(name, MLP(2, 6, 8)).meta_train_step([(RIGHT, y, RIGHT, y)])
+
+
+def test_one_number_is_a_batch_of_one():
+    learner, one, more = make("maml", SimpleClassifier(1, 8, 2)), mx.array([0.5]), mx.array([0.1, 0.2])
+    episode = (one, mx.array([1]), more, mx.array([0, 1]))
+    column = (one[:, None], episode[1], more[:, None], episode[3])
+    assert learner.evaluate([episode]) == learner.evaluate([column])
+    assert learner.adapt(one, episode[1])(one).shape == (1, 2)
+
+
+def test_true_and_false_are_classes():
+    stack, half = blobs(3), {}
+    for kind in (mx.bool_, mx.int32):
+        learner = make("maml")
+        labels = [(y == 2).astype(kind) for y in (stack.support_y, stack.query_y)]
+        both = EpisodeStack(stack.support_x, labels[0], stack.query_x, labels[1])
+        adapted = learner.adapt(both.support_x[0], both.support_y[0])(both.query_x[0])
+        half[kind] = learner.meta_train_step(both), learner.evaluate(singles(both)), adapted.tolist()
+        assert [y.dtype for stack in as_stacks([both]) for y in (stack.support_y, stack.query_y)] == 2 * [mx.int32]
+    assert half[mx.bool_] == half[mx.int32]
+
+
+def test_a_stack_among_episodes_is_its_episodes():
+    stack, learner = blobs(4), make("maml", SimpleClassifier(2, 8, 3))
+    expected = learner.evaluate_per_task(singles(stack))
+    mixed = [EpisodeStack(*(part[:3] for part in stack)), *singles(stack)[3:]]
+    found = learner.evaluate_per_task(mixed)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in found)

@@ -26,7 +26,15 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def outer_optimizer(which: str | optim.Optimizer | None, rate: Rate) -> optim.Optimizer:
-    """An optimiser from its name (default "adam") and rate; one that is an optimiser already is taken as it is."""
+    """An optimiser from its name (default "adam") and rate; one that is an optimiser already is taken as it is.
+
+    Raises:
+        ConfigurationError: no optimiser has that name; or it is a `MultiOptimizer`.
+    """
+    if isinstance(which, optim.MultiOptimizer):
+        raise ConfigurationError(
+            "outer_optimizer must be one for all that is meta-learned, got a MultiOptimizer; give one of its optimizers"
+        )
     if isinstance(which, optim.Optimizer):
         return which
     name = "adam" if which is None else which
@@ -48,6 +56,13 @@ def schedule(name: str, rate: float, steps: int, *, warmup: int = 0, end: float 
         return main
     held = main if callable(main) else lambda _: mx.array(rate)
     return optim.join_schedules([optim.linear_schedule(0.0, rate, warmup), held], [warmup])
+
+
+def at_own_rate(optimizer: optim.Optimizer, saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The `saved` state with the rate of `own`; a schedule's rate follows from the saved step and stays."""
+    if "learning_rate" not in own or "learning_rate" in optimizer._schedulers:
+        return saved
+    return {**saved, "learning_rate": own["learning_rate"]}
 
 
 def pure_update(optimizer: optim.Optimizer, state: Any, gradients: Any, parameters: Any) -> tuple[Any, Any]:

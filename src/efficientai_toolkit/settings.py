@@ -6,7 +6,7 @@ Sections of the configuration, learners, adapters and backbones annotate their s
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -45,6 +45,12 @@ def check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not (isinstance(value, Real) and math.isfinite(value) and value > 0):
             raise ConfigurationError(f"{name} must be a positive number, got {value!r}")
+
+
+def check_seed(seed: int) -> None:
+    """`seed` is a whole number of 32 bits, as which it is saved."""
+    if not (isinstance(seed, Integral) and 0 <= seed < 1 << 32):
+        raise ConfigurationError(f"seed must be a whole number from 0 to {(1 << 32) - 1}, got {seed!r}")
 
 
 def check_whole(least: int, **values: int | None) -> None:

@@ -42,7 +42,7 @@ class MLP(nn.Module):
 
     def features(self, x: mx.array) -> mx.array:
         """(N, `input_dim`) → (N, `hidden_dim`)"""
-        if x.shape[-1] != self.input_dim:
+        if x.shape[-1] != self.input_dim or x.shape == (1,):  # that is one number as a batch of one
             x = x.reshape(x.shape[0], -1)
         for layer in self.layers:
             x = relu(layer(x))

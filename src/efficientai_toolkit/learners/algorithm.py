@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-from ..errors import ConfigurationError, did_you_mean
+from ..errors import CheckpointError, ConfigurationError, did_you_mean
 from ..settings import as_annotated
 from .learner import Learner
+
+_WITHOUT_EFFECT = ("checkpoint",)  # options that change time and memory, and no number
 
 
 class Algorithm:
@@ -19,6 +23,7 @@ class Algorithm:
     has_slots: ClassVar[bool] = False  # for the classes of a support, in place of the model's outputs
     other_labels: ClassVar[str] = ""  # what to do with labels that have none
     only: ClassVar[str] = ""  # "classification" or "regression", where it is for one of them
+    options: dict[str, Any]  # those that were given; the others are the defaults of `build`
     joint: ClassVar[bool] = False  # meta-trains on labels that number all classes of the training split
     per_step_rule: ClassVar[bool] = False  # beyond the trained number of steps, the last step's rates repeat
 
@@ -46,3 +51,16 @@ class Algorithm:
             except ValueError as error:
                 raise ConfigurationError(f"{cls.__name__}: option {name!r} {error}, got {value!r}") from None
         return checked
+
+    def _check_options(self, path: str | Path, about: Mapping[str, Any]) -> None:
+        """Refuse the file at `path` where its header says `about` its learner that its options were others."""
+        saved, own = (
+            json.loads(json.dumps({**self.option_names(), **options}))  # as in the file: a tuple is a list
+            for options in (about.get("options", {}), self.options)
+        )
+        other = [name for name in saved if saved[name] != own.get(name) and name not in _WITHOUT_EFFECT]
+        if other:
+            raise CheckpointError(
+                f"{path} was saved with {', '.join(f'{name} {saved[name]!r}' for name in other)}, "
+                f"and this learner has {', '.join(repr(own.get(name)) for name in other)}"
+            )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ..errors import ModelError
+from ..errors import ConfigurationError, ModelError, did_you_mean
+from ..nn.functional import Parameters, trainable
 from .base import MetaLearner
-from .inner_loop import inner_loop
-from .learner import Learner
+from .inner_loop import by_steps
+from .learner import Learner, Problem
 from .update_rules import sgd
 
 
@@ -23,34 +24,27 @@ class ANILLearner(MetaLearner):
     algorithm = "anil"
 
     def build(self, *, first_order: bool = False, adapts: list[str] | None = None) -> Learner:
-        rule = sgd(self.inner_lr)
-
-        def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
-            return inner_loop(
-                problem.loss,
-                meta["model"],
-                support_x,
-                support_y,
-                rule=rule,
-                rule_params={},
-                num_steps=num_steps,
-                adapts=_chosen(meta["model"], adapts, problem.head_paths),
-                second_order=not first_order,
-                key=key,
-                each=each,
-            )
-
-        return Learner(adapt)
+        chosen = None if adapts is None else _chosen(trainable(self._model), adapts)
+        paths = _head if chosen is None else lambda problem: chosen
+        return Learner(by_steps(sgd(self.inner_lr), adapts=paths, second_order=not first_order))
 
 
-def _chosen(params, prefixes, head_paths):
-    if prefixes is None:
-        if not head_paths:
-            raise ModelError("ANIL adapts the head, and the model has none that is trainable; name it by head='…'")
-        return head_paths
-    if "*" in prefixes:
-        return tuple(params)
-    paths = tuple(p for p in params if any(p == prefix or p.startswith(prefix + ".") for prefix in prefixes))
-    if not paths:
-        raise ModelError(f"adapts={prefixes} matches no parameter; there are {', '.join(params)}")
-    return paths
+def _head(problem: Problem) -> tuple[str, ...]:
+    if not problem.head_paths:
+        raise ModelError("ANIL adapts the head, and the model has none that is trainable; name it by head='…'")
+    return problem.head_paths
+
+
+def _chosen(params: Parameters, prefixes: list[str]) -> tuple[str, ...]:
+    """The paths that the prefixes stand for; each must stand for one at least."""
+
+    def under(path: str, prefix: str) -> bool:
+        return prefix == "*" or f"{path}.".startswith(f"{prefix}.")
+
+    for prefix in prefixes:
+        if not any(under(path, prefix) for path in params):
+            known = {".".join(path.split(".")[: 1 + prefix.count(".")]) for path in params}
+            raise ConfigurationError(f"adapts: {prefix!r} matches no trainable parameter{did_you_mean(prefix, known)}")
+    if not prefixes:
+        raise ConfigurationError("adapts names nothing to adapt; leave it out for the head")
+    return tuple(path for path in params if any(under(path, prefix) for prefix in prefixes))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from ..checkpoint import read_npz, write_npz
 from ..errors import CheckpointError, ConfigurationError, ModelError, TaskSamplingError
 from ..intervals import mean_ci95
 from ..nn.functional import Parameters, trainable, update
+from ..nn.layers import check_pure
 from ..nn.losses import LossFn, is_classification
 from ..nn.trees import check_fit, flatten, unflatten
+from ..optimizers import at_own_rate
 from ..optimizers import outer_optimizer as make_optimizer
-from ..settings import check_positive, check_whole
-from ..tasks.episode import EpisodeStack, as_array, as_stacks
+from ..settings import check_positive, check_seed, check_whole
+from ..tasks.episode import EpisodeStack, as_array, as_stacks, as_targets
 from .adapted import adapted_copy
 from .algorithm import Algorithm
 from .graphs import Graphs
@@ -41,7 +44,7 @@ class MetaLearner(Algorithm):
         outer_lr: rate of the outer optimiser, or a schedule (step → rate) of `mlx.optimizers`.
         num_inner_steps: inner steps of meta-training, and of `adapt` where nothing else is said.
         outer_optimizer: an `mlx.optimizers.Optimizer`, or the name of one ("adam", "sgd", "adamw", …).
-        seed: of everything random (dropout, minibatches, what the learner initialises).
+        seed: of everything random (dropout, minibatches, what the learner initialises); of 32 bits.
         gradient_clip: largest global norm of the meta-gradient; None leaves it alone.
         head: path of the model's head, for learners that need it and models that do not name it.
         chunk: tasks whose meta-gradient is one stacked graph; None chooses by size and device. The result is
@@ -74,12 +77,15 @@ class MetaLearner(Algorithm):
         check_whole(1, chunk=chunk)
         if not isinstance(compile, bool):
             raise ConfigurationError(f"compile must be true or false, got {compile!r}")
+        check_seed(seed)
         options = self._checked(options)
+        check_pure(model)
         params = trainable(model)
         if not params:
             raise ModelError(f"{type(model).__name__} has no trainable parameters: a learner adapts exactly those")
         self.inner_lr, self.num_inner_steps, self.seed = inner_lr, int(num_inner_steps), int(seed)
-        self.gradient_clip, self.options, self.chunk = gradient_clip, options, chunk
+        self.gradient_clip, self.options = gradient_clip, options
+        self.chunk = None if chunk is None else int(chunk)
         self.iteration = 0
         self._model, self._head, self._compile = model, head, compile
         self.learner: Learner = self.build(**options)
@@ -119,7 +125,7 @@ class MetaLearner(Algorithm):
         mx.eval(self._model.parameters())  # on this thread, whose streams no other can use
         self._graphs = Graphs(
             self.learner,
-            lambda loss_fn: bind(self._model, loss_fn, self._head),
+            lambda loss_fn: bind(self._model, loss_fn or self.learner.loss_fn, self._head),
             self._optimizer,
             num_steps=self.num_inner_steps,
             by_steps=self.adapts_by_steps,
@@ -188,6 +194,7 @@ class MetaLearner(Algorithm):
         """
         check_whole(0, num_iterations=num_iterations)
         check_whole(1, meta_batch_size=meta_batch_size)
+        num_iterations, meta_batch_size = None if num_iterations is None else int(num_iterations), int(meta_batch_size)
         if hasattr(tasks, "batch_at"):
             start, count = self.iteration, 1000 if num_iterations is None else num_iterations
             batches = (tasks.batch_at(start + i, meta_batch_size) for i in range(count))
@@ -232,8 +239,8 @@ class MetaLearner(Algorithm):
         problem = self.problem(loss_fn)
         # What is computed in closed form, of embeddings, has no dropout: queries have none either.
         key = mx.random.key(self.seed) if self.adapts_by_steps else None
-        steps = self.num_inner_steps if num_steps is None else num_steps
-        x, y = as_array(support_x), as_array(support_y)
+        steps = self.num_inner_steps if num_steps is None else int(num_steps)
+        x, y = as_array(support_x), as_targets(support_y)
         stacks = [EpisodeStack(x[None], y[None], x[None], y[None])]
         self._check_labels(stacks, loss_fn)
         with naming_inputs(self._model, stacks):
@@ -259,11 +266,12 @@ class MetaLearner(Algorithm):
             of the mean over tasks, by Student's t; 0 for one task), and `final_loss`, the loss after the most steps.
         """
         report: dict[str, float] = {}
-        found = self.evaluate_per_task(episodes, loss_fn, num_adaptation_steps, transductive=transductive)
+        steps = _numbers_of_steps(num_adaptation_steps)
+        found = self.evaluate_per_task(episodes, loss_fn, steps, transductive=transductive)
         for name, values in found.items():
             report[name], width = mean_ci95(values)
             report[f"{name}_ci95"] = width or 0.0
-        report["final_loss"] = report[f"step_{max(num_adaptation_steps)}_loss"]
+        report["final_loss"] = report[f"step_{steps[-1]}_loss"]
         return report
 
     def evaluate_per_task(
@@ -275,9 +283,7 @@ class MetaLearner(Algorithm):
         transductive: bool = True,
     ) -> dict[str, np.ndarray]:
         """`step_{k}_loss` and `step_{k}_acc` of every episode, each (tasks,), grouped by shape where shapes differ."""
-        steps = tuple(sorted(set(num_adaptation_steps)))
-        if not steps or steps[0] < 0:
-            raise ConfigurationError(f"num_adaptation_steps must be whole numbers of at least 0, got {list(steps)}")
+        steps = _numbers_of_steps(num_adaptation_steps)
         stacks = as_stacks(episodes)
         self._check_labels(stacks, loss_fn)
         with naming_inputs(self._model, stacks):
@@ -294,7 +300,7 @@ class MetaLearner(Algorithm):
                 check_slots(stack, slots, query=loss_fn is None, remedy=self.other_labels)
             elif loss_fn is None and self.learner.predict is apply_fast:
                 with naming_inputs(self._model, [stack]):
-                    one = self.problem().apply(self._meta["model"], stack.support_x[0, :1])  # not computed
+                    one = self.problem().apply(self._meta["model"], stack.support_x[0])  # not computed
                 outputs = one.shape[-1]
                 check_range(stack, outputs, f"{type(self._model).__name__} has {outputs} outputs")
 
@@ -305,7 +311,7 @@ class MetaLearner(Algorithm):
         return flatten({**self._meta, "optimizer": self._optimizer_state, "rng": {"counter": self._counter}})
 
     def load_state(self, arrays: Mapping[str, mx.array]) -> None:
-        """Take over what `state` gave; names, shapes and dtypes must fit.
+        """Take over what `state` gave; names, shapes and dtypes must fit. The outer rate stays the learner's own.
 
         Arrays under `fixed/` are those that an adapter of the model has for itself (VeRA's A and B).
         """
@@ -314,7 +320,7 @@ class MetaLearner(Algorithm):
         update(self._model, fixed)
         tree = unflatten(arrays, {**self._meta, "optimizer": self._optimizer_state})
         self._meta = {"model": tree["model"], "rule": tree["rule"]}
-        self._optimizer_state = tree["optimizer"]
+        self._optimizer_state = at_own_rate(self._optimizer, tree["optimizer"], self._optimizer_state)
         self.seed, self.iteration = (int(n) for n in arrays["rng/counter"].tolist())  # type: ignore[union-attr]
         update(self._model, self._meta["model"])
         self.rebuild()
@@ -337,17 +343,36 @@ class MetaLearner(Algorithm):
         write_npz(Path(path), self.state(), {"learner": self.describe()})
 
     def load(self, path: str | Path) -> None:
-        """Take over a checkpoint of the same algorithm, model and optimiser."""
-        self.take_over(path, *read_npz(path))
+        """Take over a checkpoint of the same algorithm and options, model and optimiser.
+
+        `inner_lr`, `outer_lr` (but for a schedule, the rate at the saved step) and `num_inner_steps` stay the learner's
+        own: give it those of the one that was saved to go on as that would.
+
+        Raises:
+            CheckpointError: the file is damaged, or of another algorithm, of other options, of another model.
+        """
+        arrays, header = read_npz(path)
+        self._check_options(path, header.get("learner", {}))
+        self.take_over(path, arrays, header)
 
     def take_over(self, path: str | Path, arrays: Mapping[str, mx.array], header: Mapping[str, Any]) -> None:
-        """`load` of a file at `path` that has been read already (`checkpoint.read_npz`)."""
+        """`load` of a file at `path` that has been read already (`checkpoint.read_npz`), whatever its options."""
         about = header.get("learner", {})
         if about.get("algorithm") != self.algorithm:
             raise CheckpointError(f"{path} was made by {about.get('algorithm')!r}, not by {self.algorithm!r}")
         self.load_state(arrays)
         # So that a resumed run cuts its stacks as the first one did.
         self._task_bytes.update(about.get("task_bytes", {}))
+
+
+def _numbers_of_steps(given: Sequence[int]) -> tuple[int, ...]:
+    """As in `evaluate`: each once, ascending."""
+    steps = sorted(set(given)) if isinstance(given, Iterable) and not isinstance(given, str) else []
+    if not steps or not all(isinstance(k, Real) and k >= 0 and k % 1 == 0 for k in steps):
+        raise ConfigurationError(
+            f"num_adaptation_steps must be whole numbers of at least 0, such as (0, 1, 5), got {given!r}"
+        )
+    return tuple(map(int, steps))
 
 
 def _cycle(episodes: list, size: int, num_iterations: int | None) -> Iterator[list[EpisodeStack]]:

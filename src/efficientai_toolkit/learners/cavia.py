@@ -37,6 +37,10 @@ class CAVIALearner(MetaLearner):
 
     def build(self, *, num_context: Count = 5, modulates: list[str] | None = None) -> Learner:
         paths = modulated_paths(self._model) if modulates is None else tuple(modulates)
+        if not paths:
+            raise ConfigurationError(
+                "modulates names no array, so nothing would adapt; leave it out for the first layer's"
+            )
         known = trainable(self._model)
         for path in paths:
             if path not in known:

@@ -11,7 +11,7 @@ from ..nn.trees import ravel
 from ..settings import Count, Positive
 from ..tasks.episode import Episode
 from .base import MetaLearner
-from .inner_loop import inner_loop
+from .inner_loop import by_steps
 from .learner import Learner, map_tasks, query_metrics
 from .update_rules import UpdateRule, clip_scale
 
@@ -91,19 +91,7 @@ class IMAMLLearner(MetaLearner):
     def build(self, *, strength: Positive = 2.0, cg_steps: Count = 5, inner_clip: Positive | None = None) -> Learner:
         rule = proximal_sgd(self.inner_lr, strength, inner_clip)
 
-        def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
-            return inner_loop(
-                problem.loss,
-                meta["model"],
-                support_x,
-                support_y,
-                rule=rule,
-                rule_params={},
-                num_steps=num_steps,
-                second_order=False,
-                key=key,
-                each=each,
-            )
+        adapt = by_steps(rule, second_order=False)
 
         def meta_grad(learner, problem, meta, stack, *, keys, num_steps, iteration):
             def solve(meta, sx, sy, qx, qy, key):

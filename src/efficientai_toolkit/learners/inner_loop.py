@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
@@ -13,6 +16,18 @@ from .update_rules import RuleParameters, UpdateRule
 # Steps of second order whose intermediate results are kept for the way back: the last ones. Those of the steps before
 # are computed again, when nothing is left of the last.
 KEPT = 4
+
+_stacked = ContextVar("stacked", default=False)
+
+
+@contextmanager
+def stacking() -> Iterator[None]:
+    """Within it all steps are kept: `mx.checkpoint` under `mx.vmap` has no effect, or does not compile (MLX 0.32)."""
+    token = _stacked.set(True)
+    try:
+        yield
+    finally:
+        _stacked.reset(token)
 
 
 def inner_loop(
@@ -42,7 +57,7 @@ def inner_loop(
         second_order: differentiate through the inner gradients; otherwise they count as constants.
         checkpoint: of so many steps, the first ones, the intermediate results are computed again on the way back
             rather than kept: the same numbers, in less memory; True of all. Default: of second order, all but the last
-            4, so that memory does not grow with the steps. Under `mx.vmap` there is no such thing: all are kept.
+            4, so that memory does not grow with the steps. Where tasks are stacked (`stacking`), none.
         batch_size: rows of the support drawn anew for each step (Reptile); default: all of it.
         key: for random layers and minibatches; without it random layers are inactive.
         each: called with (k, weights) after k steps, k = 0 … `num_steps` (for losses over the whole trajectory).
@@ -54,7 +69,9 @@ def inner_loop(
     held = {path: value for path, value in params.items() if path not in set(paths)}
     fast = {path: params[path] for path in paths}
     state = rule.start(fast)
-    if checkpoint is None:
+    if _stacked.get():
+        checkpoint = 0
+    elif checkpoint is None:
         checkpoint = num_steps - KEPT if second_order else 0
     elif checkpoint is True:
         checkpoint = num_steps
@@ -83,6 +100,40 @@ def inner_loop(
         if each is not None:
             each(step + 1, {**held, **fast})
     return {path: fast[path] if path in fast else held[path] for path in params}
+
+
+def by_steps(
+    rule: UpdateRule,
+    *,
+    start: Callable[..., Parameters] | None = None,
+    adapts: Callable[[Any], Iterable[str]] | None = None,
+    **options: Any,
+) -> Callable[..., Parameters]:
+    """`adapt` of a learner that takes steps of `rule`, whose arrays are `meta["rule"]`, on the support's loss.
+
+    Args:
+        rule: the update rule.
+        start: (problem, meta, support_x, support_y) -> the weights before the first step; default: θ.
+        adapts: (problem) -> paths that the steps may change; default: all.
+        options: `second_order`, `checkpoint` and `batch_size` of `inner_loop`.
+    """
+
+    def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
+        return inner_loop(
+            problem.loss,
+            meta["model"] if start is None else start(problem, meta, support_x, support_y),
+            support_x,
+            support_y,
+            rule=rule,
+            rule_params=meta["rule"],
+            num_steps=num_steps,
+            adapts=None if adapts is None else adapts(problem),
+            key=key,
+            each=each,
+            **options,
+        )
+
+    return adapt
 
 
 def _checkpointed(one_step: Callable, step: int) -> Callable:

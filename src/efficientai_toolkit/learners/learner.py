@@ -14,6 +14,7 @@ from ..nn.functional import Parameters, functional, trainable
 from ..nn.head import features_of, find_head
 from ..nn.losses import LossFn, accuracy, default_loss, is_classification
 from ..tasks.episode import Episode, EpisodeStack
+from .inner_loop import stacking
 
 Meta = dict[str, Parameters]  # {"model": θ, "rule": everything else that is meta-learned}
 Metrics = dict[str, mx.array]
@@ -81,7 +82,8 @@ def map_tasks(function: Callable, shared: Any, stack: EpisodeStack, keys: mx.arr
     """
     if stack.num_tasks > 1:
         own = (*stack, keys, *more)
-        return mx.vmap(function, in_axes=(None, *(0 for _ in own)))(shared, *own)
+        with stacking():
+            return mx.vmap(function, in_axes=(None, *(0 for _ in own)))(shared, *own)
     result = function(shared, *(part[0] for part in (*stack, keys, *more)))
     return tree_map(lambda array: array[None], result)
 
@@ -135,7 +137,7 @@ def mean_gradient(task: Callable, meta: Meta, stack: EpisodeStack, keys: mx.arra
 
 
 class Learner(NamedTuple):
-    """Four pure functions, of which the last may change on the way.
+    """Pure functions, of which `meta_grad` may change on the way.
 
     init: (params, *, key) -> meta.
     adapt: (problem, meta, support_x, support_y, *, key, num_steps, each=None) -> fast: fast weights, or prototypes.
@@ -145,6 +147,7 @@ class Learner(NamedTuple):
         over a stack of tasks with one key each; `iteration` is a traced scalar, for annealing.
     phase: (iteration) -> its `meta_grad`, one object for all iterations of a phase, where training goes through phases
         whose graphs differ; `meta_grad` is then the one that takes most memory.
+    loss_fn: of (predictions, targets), where the user gives none, in training and evaluation; default: by the targets.
     """
 
     adapt: Callable[..., Any]
@@ -152,6 +155,7 @@ class Learner(NamedTuple):
     predict: Callable[..., mx.array] = apply_fast
     meta_grad: MetaGrad = through_adaptation
     phase: Callable[[int], MetaGrad] | None = None
+    loss_fn: LossFn | None = None
 
     def meta_grad_at(self, iteration: int) -> MetaGrad:
         """The `meta_grad` of an iteration, counted from 0."""

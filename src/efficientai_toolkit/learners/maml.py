@@ -8,7 +8,7 @@ import mlx.nn as nn
 
 from ..settings import Steps
 from .base import MetaLearner
-from .inner_loop import inner_loop
+from .inner_loop import by_steps
 from .learner import Learner
 from .update_rules import UpdateRule, sgd
 
@@ -27,25 +27,10 @@ def maml(
         checkpoint: see `inner_loop`.
     """
 
-    def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
-        return inner_loop(
-            problem.loss,
-            meta["model"],
-            support_x,
-            support_y,
-            rule=rule,
-            rule_params=meta["rule"],
-            num_steps=num_steps,
-            second_order=second_order,
-            checkpoint=checkpoint,
-            key=key,
-            each=each,
-        )
-
     def init(params, *, key):
         return {"model": params, "rule": rule.init(params, key=key)}
 
-    return Learner(adapt, init)
+    return Learner(by_steps(rule, second_order=second_order, checkpoint=checkpoint), init)
 
 
 class MAMLLearner(MetaLearner):

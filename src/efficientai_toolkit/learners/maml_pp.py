@@ -8,7 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, ModelError
+from ..nn.functional import trainable
 from ..nn.layers import EpisodicBatchNorm
 from ..optimizers import Rate, schedule
 from ..settings import Count, Steps, check_positive
@@ -146,7 +147,14 @@ class MAMLPlusPlusLearner(MetaLearner):
         rule = learned_rates(self.num_inner_steps, self.inner_lr) if lslr else sgd(self.inner_lr)
         paths = norm_paths(self._model) if per_step_norm and self.num_inner_steps else ()
         if paths:
+            if not trainable(self._model).keys() - set(paths):
+                raise ModelError(
+                    f"{type(self._model).__name__} has only normalisation layers to train, which are learned for "
+                    "every step and not adapted, so no support would count; set per_step_norm: false"
+                )
             rule = per_step(rule, paths, self.num_inner_steps)
+        if not self.num_inner_steps:
+            multi_step_iterations = 0  # the start has the only loss
         if not multi_step_iterations and not first_order_iterations:
             return maml(rule)
         return maml_pp(rule, multi_step_iterations=multi_step_iterations, first_order_iterations=first_order_iterations)
@@ -171,10 +179,12 @@ class LSLRLearner(MetaLearner):
 
 
 def norm_paths(model: nn.Module) -> tuple[str, ...]:
-    """Trainable parameters of the model's normalisation layers."""
+    """Trainable parameters of the model's normalisation layers, of one that is used several times once."""
+    listed = trainable(model)
     return tuple(
         f"{path}.{name}"
         for path, module in model.named_modules()
         if path and isinstance(module, NORMS)
         for name in module.trainable_parameters()
+        if f"{path}.{name}" in listed
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -11,11 +11,11 @@ import mlx.nn as nn
 from ..errors import ConfigurationError, ModelError, TaskSamplingError
 from ..nn.functional import Parameters
 from ..nn.layers import shared_times
-from ..nn.losses import accuracy, is_classification
-from ..tasks.episode import EpisodeStack
-from .base import MetaLearner
+from ..nn.losses import LossFn, accuracy, is_classification
+from ..tasks.episode import EpisodeStack, as_stacks
+from .base import Episodes, MetaLearner
 from .inner_loop import inner_loop
-from .learner import Learner, Meta, Problem, mean_gradient, through_adaptation
+from .learner import Learner, Meta, Metrics, Problem, mean_gradient, through_adaptation
 from .metric import cosine_head, head_shape, one_hot
 from .update_rules import UpdateRule, lslr, sgd
 
@@ -137,18 +137,19 @@ class MeLPALearner(MetaLearner):
         except ModelError:
             head = None
         means = head if head_from_means and initialisation != "fixed" else None
-        self._begin = _beginning(initialisation, means)
+        self._begin, self._sequence = _beginning(initialisation, means), sequence
         begin = self._begin
 
         def init(params, *, key):
-            own = dict(rule.init(params, key=key))
+            rule_key, code_key = mx.random.split(key)
+            own = dict(rule.init(params, key=rule_key))
             if means:
                 own["log_scale"] = mx.log(mx.array(_SCALE))
             if initialisation == "network":
                 if head is None:
                     raise ModelError("the initialisation network needs a trainable linear head, to know the features")
                 width = params[head[0]].shape[1]
-                own["code.weight"] = mx.random.normal((latent_dim, width), key=key) * width**-0.5
+                own["code.weight"] = mx.random.normal((latent_dim, width), key=code_key) * width**-0.5
                 own["code.bias"] = mx.zeros((latent_dim,))
                 own |= {f"decode.{p}": mx.zeros((*a.shape, latent_dim)) for p, a in params.items() if p not in head}
             return {"model": params, "rule": own}
@@ -172,10 +173,6 @@ class MeLPALearner(MetaLearner):
                 return through_adaptation(
                     learner, problem, meta, stack, keys=keys, num_steps=num_steps, iteration=iteration
                 )
-            if stack.num_tasks % sequence:
-                raise TaskSamplingError(
-                    f"{stack.num_tasks} tasks do not make sequences of {sequence}; give a multiple as meta_batch_size"
-                )
             rows = EpisodeStack(*(a.reshape(-1, sequence, *a.shape[1:]) for a in stack))
 
             def one(meta, sx, sy, qx, qy, key):
@@ -184,6 +181,26 @@ class MeLPALearner(MetaLearner):
             return mean_gradient(one, meta, rows, keys[::sequence])
 
         return Learner(adapt, init, meta_grad=meta_grad)
+
+    def meta_update(
+        self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None = None, *, support_loss: bool = False
+    ) -> Metrics:
+        return super().meta_update(self._in_sequences(stacks), loss_fn, support_loss=support_loss)
+
+    def meta_gradient(self, episodes: Episodes, loss_fn: LossFn | None = None) -> tuple[Metrics, Parameters]:
+        return super().meta_gradient(self._in_sequences(as_stacks(episodes)), loss_fn)
+
+    def _in_sequences(self, stacks: Sequence[EpisodeStack]) -> list[EpisodeStack]:
+        """The stacks cut into chunks of whole sequences."""
+        for stack in stacks:
+            if stack.num_tasks % self._sequence:
+                raise TaskSamplingError(
+                    f"{stack.num_tasks} tasks do not make sequences of {self._sequence}; "
+                    "give a multiple as meta_batch_size"
+                )
+        if self._sequence == 1:
+            return list(stacks)
+        return [part for stack in stacks for part in stack.chunks(self.chunk or self._sequence, self._sequence)]
 
     def begin(self, support_x: mx.array, support_y: mx.array, params: Parameters | None = None) -> Parameters:
         """The weights before the first step: of a first task, or with `params` of one that follows on them."""

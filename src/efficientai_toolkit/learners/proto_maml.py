@@ -8,7 +8,7 @@ from ..errors import ConfigurationError, TaskSamplingError, did_you_mean
 from ..nn.losses import is_classification
 from ..settings import Positive
 from .base import MetaLearner
-from .inner_loop import inner_loop
+from .inner_loop import by_steps
 from .learner import Learner
 from .metric import DISTANCES, class_means, cosine_head, head_shape, one_hot, present
 from .update_rules import sgd
@@ -40,7 +40,6 @@ class ProtoMAMLLearner(MetaLearner):
                 f"unknown distance_metric {distance_metric!r}{did_you_mean(distance_metric, DISTANCES)}"
             )
         weight, bias = head_shape(self._model, self._head)
-        rule = sgd(self.inner_lr)
 
         def head_of(problem, params, x, y):
             z = problem.features(params, x).reshape(x.shape[0], -1)
@@ -52,21 +51,10 @@ class ProtoMAMLLearner(MetaLearner):
             # A class without examples would be at the origin; it starts below the others.
             return 2 * means, -mx.where(present(support), lengths, 4 * mx.stop_gradient(mx.max(lengths)))
 
-        def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
+        def start(problem, meta, support_x, support_y):
             if not is_classification(support_y):
                 raise TaskSamplingError("Proto-MAML is for classification: the targets must be integer classes")
             rows, biases = head_of(problem, meta["model"], support_x, support_y)
-            return inner_loop(
-                problem.loss,
-                {**meta["model"], weight: rows, bias: biases},
-                support_x,
-                support_y,
-                rule=rule,
-                rule_params={},
-                num_steps=num_steps,
-                second_order=not first_order,
-                key=key,
-                each=each,
-            )
+            return {**meta["model"], weight: rows, bias: biases}
 
-        return Learner(adapt)
+        return Learner(by_steps(sgd(self.inner_lr), start=start, second_order=not first_order))

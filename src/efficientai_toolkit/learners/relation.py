@@ -7,9 +7,8 @@ import mlx.core as mx
 from ..backbones.mlp import MLP
 from ..nn.functional import functional, trainable
 from ..settings import Count
-from ..tasks.episode import Episode
 from .labels import classes
-from .learner import Learner, mean_gradient, query_metrics
+from .learner import Learner
 from .metric import MetricLearner, class_means, embedder, embedding_size, one_hot, present, rule_out
 
 
@@ -21,7 +20,8 @@ def score_error(scores: mx.array, y: mx.array) -> mx.array:
 class RelationNetwork(MetricLearner):
     """A small network compares a query's embedding with each class's, concatenated; trained by squared error.
 
-    Predictions are the scores before their sigmoid.
+    Predictions are the scores before their sigmoid. Without a `loss_fn` the loss, in training and in evaluation, is
+    the paper's `score_error`.
 
     Options:
         hidden_dim: width of the relation module.
@@ -41,7 +41,8 @@ class RelationNetwork(MetricLearner):
         relate = functional(MLP(2 * size, 1, hidden_dim, 2))
 
         def init(params, *, key):
-            return {"model": params, "rule": trainable(MLP(2 * size, 1, hidden_dim, 2, key=key))}
+            own, _ = mx.random.split(key)  # `key` itself may have drawn an encoder that is an MLP of equal shapes
+            return {"model": params, "rule": trainable(MLP(2 * size, 1, hidden_dim, 2, key=own))}
 
         def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
             labels = one_hot(support_y, classes(problem, meta["model"], support_y))
@@ -55,14 +56,4 @@ class RelationNetwork(MetricLearner):
             scores = relate(fast["rule"], mx.concatenate(pairs, axis=-1).reshape(-1, 2 * size))
             return rule_out(scores.reshape(shape[:2]), fast["having"])
 
-        def meta_grad(learner, problem, meta, stack, *, keys, num_steps, iteration):
-            scored = problem._replace(criterion=score_error)
-
-            def task(meta, sx, sy, qx, qy, key):
-                inner, outer = mx.random.split(key)
-                fast = adapt(problem, meta, sx, sy, key=inner, num_steps=num_steps)
-                return query_metrics(learner, scored, fast, Episode(sx, sy, qx, qy), outer)
-
-            return mean_gradient(task, meta, stack, keys)
-
-        return Learner(adapt, init, predict, meta_grad)
+        return Learner(adapt, init, predict, loss_fn=score_error)

@@ -8,7 +8,7 @@ from ..errors import ConfigurationError, did_you_mean
 from ..settings import Count
 from ..tasks.episode import Episode
 from .base import MetaLearner
-from .inner_loop import inner_loop
+from .inner_loop import by_steps
 from .learner import Learner, map_tasks, query_metrics
 from .update_rules import UPDATE_RULES, UpdateRule
 
@@ -22,20 +22,7 @@ def reptile(rule: UpdateRule, *, batch_size: int | None = None, use_query: bool 
         use_query: adapt on support and query together while meta-training, as the paper's few-shot runs do.
     """
 
-    def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
-        return inner_loop(
-            problem.loss,
-            meta["model"],
-            support_x,
-            support_y,
-            rule=rule,
-            rule_params={},
-            num_steps=num_steps,
-            second_order=False,
-            batch_size=batch_size,
-            key=key,
-            each=each,
-        )
+    adapt = by_steps(rule, second_order=False, batch_size=batch_size)
 
     def meta_grad(learner, problem, meta, stack, *, keys, num_steps, iteration):
         def task(meta, sx, sy, qx, qy, key):

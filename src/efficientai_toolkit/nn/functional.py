@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import mlx.core as mx
@@ -19,8 +20,12 @@ Parameters = dict[str, mx.array]
 
 
 def trainable(model: nn.Module) -> Parameters:
-    """`model.trainable_parameters()`, flat: what a learner adapts."""
-    return dict(tree_flatten(model.trainable_parameters()))
+    """`model.trainable_parameters()`, flat: what a learner adapts; of a shared layer, under its first path alone."""
+    first: dict[tuple[int, Any], tuple[str, Any]] = {}
+    for path, value in tree_flatten(model.trainable_parameters()):
+        container, name = locate(model, path)
+        first.setdefault((id(container), name), (path, value))
+    return dict(first.values())
 
 
 def functional(model: nn.Module, method: str | None = None) -> Callable[..., Any]:
@@ -45,7 +50,7 @@ def functional(model: nn.Module, method: str | None = None) -> Callable[..., Any
             with key_scope(key):
                 return (getattr(model, method) if method else model)(*args, **kwargs)
         finally:
-            for container, name, value in own:
+            for container, name, value in reversed(own):  # what is named twice was the model's own the first time
                 container[name] = value
 
     return apply
@@ -68,9 +73,37 @@ def update(model: nn.Module, params: Parameters) -> None:
 
 
 def clone(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares the arrays, which MLX never changes in place."""
-    memo = {id(array): array for _, array in tree_flatten(model.parameters())}
+    """A copy of the module tree that shares the arrays, which MLX never changes in place, and what has no copy.
+
+    MLX's own and compiled functions have none: `mx.tanh` or `nn.relu` in a list of layers, what pooling reduces by.
+    """
+    memo: dict[int, Any] = {id(array): array for _, array in tree_flatten(model.parameters())}
+    for part in _parts(model):
+        tried = dict(memo)
+        try:
+            copy.deepcopy(part, tried)
+            memo = tried
+        except TypeError:
+            memo[id(part)] = part
     return copy.deepcopy(model, memo)
+
+
+def _parts(model: nn.Module) -> Iterator[Any]:
+    """What a module tree holds beside modules, containers and values, also as plain attributes; each once."""
+    waiting, seen = [model], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, nn.Module):
+            waiting += vars(node).values()
+        if isinstance(node, dict):
+            waiting += node.values()
+        elif isinstance(node, (list, tuple)):
+            waiting += node
+        elif not isinstance(node, (mx.array, bool, int, float, str, set, MethodType, type(None))):
+            yield node
 
 
 class _Keys:

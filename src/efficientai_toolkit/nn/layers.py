@@ -11,6 +11,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..errors import ModelError
 from .conv import conv2d, custom_function, max_pool2d
 from .functional import next_key
 from .statistics import given_to, record
@@ -145,6 +146,25 @@ class EpisodicBatchNorm(nn.Module):
         variance = mx.mean(mx.square(centred), axis=axes) if found is None else found[1]
         record(self, mean, variance)
         return centred * (mx.rsqrt(variance + self.eps) * self.weight) + self.bias
+
+
+def check_pure(model: nn.Module) -> None:
+    """Refuse MLX's layers that are no function of weights, inputs and key, as what is traced has to be.
+
+    Raises:
+        ModelError: `mlx.nn.Dropout` or `mlx.nn.BatchNorm` (with running statistics), in training mode.
+    """
+    for path, module in model.named_modules():
+        drops = isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Dropout3d)) and module._p_1 < 1
+        if not module.training or not (drops or (isinstance(module, nn.BatchNorm) and module.track_running_stats)):
+            continue
+        does, instead = (
+            ("draws from the global generator", Dropout) if drops else ("writes down every batch", EpisodicBatchNorm)
+        )
+        raise ModelError(
+            f"{path or 'the model'} of {type(model).__name__} is an mlx.nn.{type(module).__name__} in training mode, "
+            f"which {does}: use efficientai_toolkit.{instead.__name__}, or switch it off by model.eval()"
+        )
 
 
 class Dropout(nn.Module):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from ..errors import TaskSamplingError
+
 LossFn = Callable[[mx.array, mx.array], mx.array]
 
 
@@ -30,17 +32,26 @@ def target_logits(logits: mx.array, targets: mx.array) -> mx.array:
 
 
 def mse_loss(predictions: mx.array, targets: mx.array) -> mx.array:
-    """Mean squared error; a trailing axis of size 1 that only one side has is ignored."""
+    """Mean squared error; a trailing axis of size 1 that only one side has is ignored.
+
+    Raises:
+        TaskSamplingError: the shapes differ otherwise; broadcast, they would be a loss that nobody asked for.
+    """
+    shapes = predictions.shape, targets.shape
     if predictions.ndim == targets.ndim + 1 and predictions.shape[-1] == 1:
         predictions = predictions.squeeze(-1)
     elif targets.ndim == predictions.ndim + 1 and targets.shape[-1] == 1:
         targets = targets.squeeze(-1)
+    if predictions.shape != targets.shape:
+        raise TaskSamplingError(
+            f"predictions have the shape {shapes[0]} and their targets {shapes[1]}; expected the same"
+        )
     return mx.mean(mx.square(predictions - targets))
 
 
 def is_classification(targets: mx.array) -> bool:
-    """Integer targets are classes; everything else is regression."""
-    return mx.issubdtype(targets.dtype, mx.integer)
+    """Integer targets are classes, and so are true and false; everything else is regression."""
+    return targets.dtype == mx.bool_ or mx.issubdtype(targets.dtype, mx.integer)
 
 
 def default_loss(targets: mx.array) -> LossFn:

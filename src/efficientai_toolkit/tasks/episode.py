@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,10 +29,10 @@ class EpisodeStack(Episode):
     def num_tasks(self) -> int:
         return self.support_x.shape[0]
 
-    def chunks(self, size: int) -> Iterator[EpisodeStack]:
-        """The stack in pieces of at most `size` tasks, as equal as can be."""
+    def chunks(self, size: int, multiple: int = 1) -> Iterator[EpisodeStack]:
+        """The stack in pieces of at most `size` tasks, a multiple of `multiple`, as equal as can be."""
         count = -(-self.num_tasks // size)
-        size = -(-self.num_tasks // count)
+        size = -(-self.num_tasks // (count * multiple)) * multiple
         for start in range(0, self.num_tasks, size):
             yield EpisodeStack(*(part[start : start + size] for part in self)) if count > 1 else self
 
@@ -44,6 +45,12 @@ def as_array(values: Any) -> mx.array:
         raise TaskSamplingError(f"expected numbers, got {type(values).__name__} ({error})") from None
 
 
+def as_targets(values: Any) -> mx.array:
+    """`as_array` of targets, of which true and false are classes 1 and 0."""
+    targets = as_array(values)
+    return targets.astype(mx.int32) if targets.dtype == mx.bool_ else targets
+
+
 def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[EpisodeStack]:
     """Episodes as stacks, one for each combination of shapes and dtypes, in order of first appearance."""
     groups: dict[tuple, list[Sequence[mx.array]]] = {}
@@ -52,7 +59,8 @@ def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[EpisodeStack]
             raise TaskSamplingError(
                 f"episode {number} has {len(episode)} parts; expected (support_x, support_y, query_x, query_y)"
             )
-        episode = sx, sy, qx, qy = tuple(map(as_array, episode))
+        sx, sy, qx, qy = episode
+        episode = sx, sy, qx, qy = as_array(sx), as_targets(sy), as_array(qx), as_targets(qy)
         for name, x, y in (("support", sx, sy), ("query", qx, qy)):
             if x.shape[0] == 0 or x.shape[0] != y.shape[0]:
                 raise TaskSamplingError(
@@ -64,9 +72,9 @@ def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[EpisodeStack]
 
 
 def as_stacks(episodes: Sequence[Sequence[mx.array]] | EpisodeStack) -> list[EpisodeStack]:
-    """Stacks from one stack, from a list of stacks, or from a list of single episodes (4-tuples)."""
+    """Stacks from one stack, or from a list of stacks, of single episodes (4-tuples), or of both."""
     if isinstance(episodes, EpisodeStack):
-        return [episodes]
+        episodes = [episodes]
     if len(episodes) == 4 and all(isinstance(part, mx.array) for part in episodes):
         if isinstance(episodes, Episode):
             return stack_episodes([episodes])  # pyright: ignore[reportArgumentType]
@@ -75,5 +83,12 @@ def as_stacks(episodes: Sequence[Sequence[mx.array]] | EpisodeStack) -> list[Epi
         )
     if not len(episodes):
         raise TaskSamplingError("no episodes were given; at least one is needed")
-    stacks: list[EpisodeStack] = [e for e in episodes if isinstance(e, EpisodeStack)]
-    return stacks if len(stacks) == len(episodes) else stack_episodes(episodes)
+    stacks = [
+        EpisodeStack(e.support_x, as_targets(e.support_y), e.query_x, as_targets(e.query_y))
+        for e in episodes
+        if isinstance(e, EpisodeStack)
+    ]
+    if len(stacks) == len(episodes):
+        return stacks
+    singles = (zip(*e, strict=True) if isinstance(e, EpisodeStack) else [e] for e in episodes)
+    return stack_episodes(list(itertools.chain.from_iterable(singles)))
