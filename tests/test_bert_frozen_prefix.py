@@ -66,6 +66,14 @@ def test_the_same_outputs_and_gradients_of_both_orders():
         assert mx.abs(cached[path] - plain[path]).max().item() < 1e-5 * scale
 
 
+def test_a_model_of_half_precision_goes_on_in_it():
+    model, (ids, *_) = adapted()
+    model.set_dtype(mx.bfloat16)
+    plain, cached = model(ids), model(FrozenPrefix(model)(ids))
+    assert cached.dtype == plain.dtype == mx.bfloat16
+    assert mx.array_equal(cached, plain).item()
+
+
 def test_each_example_is_computed_once_whatever_its_padding():
     model, x = adapted()
     prefix = FrozenPrefix(model)

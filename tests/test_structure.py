@@ -25,7 +25,7 @@ STOREYS = [
     ["tasks"],
     ["nn", "optimizers"],
     ["checkpoint", "config", "devices", "logging", "pretrained"],
-    ["files", "intervals", "settings", "yaml_file"],
+    ["files", "intervals", "precision", "settings", "yaml_file"],
     ["errors"],
 ]
 # Within a storey: who may use whom.

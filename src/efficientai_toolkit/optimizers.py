@@ -7,8 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+from mlx.utils import tree_map
 
 from .errors import ConfigurationError, did_you_mean
+from .precision import widened
 
 Rate = float | Callable[[mx.array], mx.array]
 
@@ -65,12 +67,21 @@ def at_own_rate(optimizer: optim.Optimizer, saved: dict[str, Any], own: dict[str
     return {**saved, "learning_rate": own["learning_rate"]}
 
 
+def initial_state(optimizer: optim.Optimizer, parameters: Any) -> dict[str, Any]:
+    """The optimiser's state before the first update. Moments of half-precision parameters are of float32: those of
+    small gradients are zero in float16."""
+    optimizer.init(tree_map(widened, parameters))
+    return _copied(optimizer.state)
+
+
 def pure_update(optimizer: optim.Optimizer, state: Any, gradients: Any, parameters: Any) -> tuple[Any, Any]:
-    """(new parameters, new state), leaving the optimiser's own state as it was."""
+    """(new parameters, new state), leaving the optimiser's own state as it was. Half precision is updated in float32
+    and rounded back."""
     held = optimizer.state
     try:
         optimizer.state = _copied(state)
-        new = optimizer.apply_gradients(gradients, parameters)
+        new = optimizer.apply_gradients(tree_map(widened, gradients), tree_map(widened, parameters))
+        new = tree_map(lambda after, before: after.astype(before.dtype), new, parameters)
         return new, _copied(optimizer.state)
     finally:
         optimizer.state = held

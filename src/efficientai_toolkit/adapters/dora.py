@@ -36,9 +36,11 @@ class DoRA(LoRA):
         return super().num_parameters(base, config, path) + out_features(base)
 
     def gain(self, base: Any) -> mx.array:
-        """m / ‖W + s BA‖, (out,)"""
+        """m / ‖W + s BA‖, (out,); 1 for a row where both are zero, as at the start a pruned one is"""
         weight = mx.stop_gradient(dense_weight(base) + self.delta())
-        return self.m / mx.linalg.norm(weight, axis=1)
+        norm = mx.linalg.norm(weight, axis=1)
+        both = (norm == 0).astype(norm.dtype)
+        return (self.m + both) / (norm + both)
 
     def __call__(self, base: Any, x: mx.array) -> mx.array:
         y = base(x)

@@ -173,7 +173,7 @@ class Encoder(nn.Module):
     def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """ids (N, L), or what `prefix` gave → last hidden states (N, P + L, d) and mask (N, P + L)"""
         if mx.issubdtype(x.dtype, mx.floating):
-            h, mask, start = x[..., :-1], x[..., -1] > 0, self.resumes_at
+            h, mask, start = x[..., :-1].astype(self.embeddings.norm.weight.dtype), x[..., -1] > 0, self.resumes_at
         else:
             (h, mask), start = self._embed(x), 0
         for layer in self.layers[start:]:

@@ -13,6 +13,7 @@ from pydantic import Field
 from ..errors import ModelError
 from ..nn.functional import next_key
 from ..nn.layers import Conv2d, Dropout, EpisodicBatchNorm, Linear, max_pool2d
+from ..precision import widened
 from ..settings import Count
 
 
@@ -113,7 +114,8 @@ class DropBlock(nn.Module):
         share = self.p * height * width / (side**2 * corners[0] * corners[1])
         seeds = mx.random.bernoulli(share, (n, *corners, channels), key=key).astype(x.dtype)
         kept = 1 - _grown(seeds, side)
-        return x * kept * (kept.size / mx.maximum(mx.sum(kept), 1))
+        scale = kept.size / mx.maximum(mx.sum(widened(kept)), 1)  # float16 has no numbers as large as the sum
+        return x * kept * scale.astype(x.dtype)
 
 
 def _grown(seeds: mx.array, side: int) -> mx.array:

@@ -9,12 +9,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_map
 
 from ..errors import ConfigurationError, DataError, DivergenceError
 from ..nn.functional import Parameters, functional, trainable, update
 from ..nn.trees import check_fit, flatten, unflatten
-from ..optimizers import outer_optimizer, pure_update
+from ..optimizers import initial_state, outer_optimizer, pure_update
 from .loss import as_input, masks_of, row_losses, to_numpy
 from .naive import Naive
 from .strategy import Batch, Lesson, Strategy, check
@@ -277,8 +276,7 @@ class ContinualLearner:
             )
 
     def _fresh_optimizer(self, params: Parameters) -> Any:
-        self.optimizer.init(params)
-        return tree_map(lambda a: a, self.optimizer.state)
+        return initial_state(self.optimizer, params)
 
     def _one_step(self, params, optimizer_state, states, batch, active, key):
         def cross_entropy(params, rows):

@@ -6,15 +6,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import TaskSamplingError
+from ..errors import ModelError, TaskSamplingError
+from ..nn.functional import locate
+from ..nn.head import find_head
 from ..nn.losses import is_classification
 from ..settings import Positive
 from ..tasks.episode import Episode, EpisodeStack, as_array
 from .base import MetaLearner
 from .labels import check_rows
 from .learner import Learner, mean_gradient, query_metrics
-from .metric import head_shape
-from .r2d2 import solve_spd, with_one
+from .r2d2 import regularized, solve_spd, with_one
 
 
 def posterior(
@@ -29,8 +30,7 @@ def posterior(
         the posterior's mean (D, O) and covariance (D, D), the same for every output.
     """
     white = features @ factor  # (S, D)
-    gram = white @ white.T + noise * mx.eye(features.shape[0])
-    solved = solve_spd(gram, mx.concatenate([targets - features @ mean, white], axis=-1))
+    solved = solve_spd(regularized(white @ white.T, noise), mx.concatenate([targets - features @ mean, white], axis=-1))
     outputs = targets.shape[-1]
     new_mean = mean + factor @ (white.T @ solved[:, :outputs])
     covariance = mx.eye(factor.shape[0]) - white.T @ solved[:, outputs:]
@@ -40,8 +40,10 @@ def posterior(
 class ALPaCALearner(MetaLearner):
     """Regression by the posterior of the last layer: W | support, in closed form.
 
-    The prior's mean is the model's own head, its covariance L Lᵀ and the noise σ² are learned, and so are the
-    features, through the posterior. There are no inner steps: `num_inner_steps` and `inner_lr` are not used.
+    The prior's mean is the model's own head (held, where that is frozen), its covariance L Lᵀ and the noise σ² are
+    learned, and so are the features, through the posterior. There are no inner steps: `num_inner_steps` and `inner_lr`
+    are not used. The system of the support is solved in float32, with at least the noise that this needs (`r2d2.FLOOR`
+    of its trace): inputs in the hundreds cost digits, so scale them to about one.
 
     Options:
         noise: σ² at the start.
@@ -59,17 +61,24 @@ class ALPaCALearner(MetaLearner):
     adapts_by_steps = False
 
     def build(self, *, noise: Positive = 0.1, likelihood: bool = True) -> Learner:
-        weight, bias = head_shape(self._model, self._head)
+        path = find_head(self._model, self._head)
+        container, name = locate(self._model, path)
+        head = container[name]  # trained or frozen
+        weight = head.get("weight")
+        if weight is None or weight.ndim != 2 or not mx.issubdtype(weight.dtype, mx.floating):
+            raise ModelError(f"the head {path!r} must be an nn.Linear: its weights are the mean of ALPaCA's prior")
+        outputs, width = weight.shape
 
         def init(params, *, key):
-            width = params[weight].shape[1] + 1
-            return {"model": params, "rule": {"factor": mx.eye(width), "log_noise": mx.log(mx.array(noise))}}
+            return {"model": params, "rule": {"factor": mx.eye(width + 1), "log_noise": mx.log(mx.array(noise))}}
 
         def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
             if is_classification(support_y):
                 raise TaskSamplingError("alpaca is for regression and got classes; use r2d2 for those")
             model, rule = meta["model"], meta["rule"]
-            prior = mx.concatenate([model[weight], model[bias][:, None]], axis=1).T
+            weight = model.get(f"{path}.weight", head.weight)
+            bias = model.get(f"{path}.bias", head.get("bias", mx.zeros((outputs,))))
+            prior = mx.concatenate([weight, bias[:, None]], axis=1).T
             features = with_one(problem.features(model, support_x, key=key))
             sigma = mx.exp(rule["log_noise"])
             targets = support_y.reshape(support_y.shape[0], -1)

@@ -20,8 +20,9 @@ from ..nn.functional import Parameters, trainable, update
 from ..nn.layers import check_pure
 from ..nn.losses import LossFn, is_classification
 from ..nn.trees import check_fit, flatten, unflatten
-from ..optimizers import at_own_rate
+from ..optimizers import at_own_rate, initial_state
 from ..optimizers import outer_optimizer as make_optimizer
+from ..precision import widened
 from ..settings import check_positive, check_seed, check_whole
 from ..tasks.episode import EpisodeStack, as_array, as_stacks, as_targets
 from .adapted import adapted_copy
@@ -91,8 +92,7 @@ class MetaLearner(Algorithm):
         self.learner: Learner = self.build(**options)
         self._meta: Meta = self.learner.init(params, key=mx.random.key(self.seed))
         self._optimizer = make_optimizer(outer_optimizer, outer_lr)
-        self._optimizer.init(self._meta)
-        self._optimizer_state: Any = dict(self._optimizer.state)
+        self._optimizer_state: Any = initial_state(self._optimizer, self._meta)
         self._task_bytes: dict[str, int] = {}
         self.rebuild()
         mx.eval(self._meta, self._optimizer_state)
@@ -316,6 +316,8 @@ class MetaLearner(Algorithm):
         Arrays under `fixed/` are those that an adapter of the model has for itself (VeRA's A and B).
         """
         fixed, arrays = split_fixed(self._model, arrays)
+        # Older checkpoints of half-precision models have moments of half precision too.
+        arrays = {name: widened(a) if name.startswith("optimizer/") else a for name, a in arrays.items()}
         check_fit(arrays, self.state(), f"this {type(self).__name__} over {type(self._model).__name__}")
         update(self._model, fixed)
         tree = unflatten(arrays, {**self._meta, "optimizer": self._optimizer_state})

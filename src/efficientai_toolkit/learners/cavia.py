@@ -59,7 +59,8 @@ class CAVIALearner(MetaLearner):
         def modulated(p):
             """The weights that the model runs with."""
             moved = {path: p[path] + (p[MODULATION + path] @ p[CONTEXT]).reshape(p[path].shape) for path in paths}
-            return {path: moved.get(path, value) for path, value in p.items() if not path.startswith("/")}
+            own = {path: value for path, value in p.items() if not path.startswith("/")}
+            return {path: moved.get(path, value).astype(value.dtype) for path, value in own.items()}
 
         def adapt(problem, meta, support_x, support_y, *, key, num_steps, each=None):
             def loss(p, x, y, *, key=None):

@@ -17,6 +17,7 @@ from ..nn.losses import LossFn, accuracy, is_classification
 from ..nn.statistics import given, recorded
 from ..nn.trees import flatten
 from ..optimizers import pure_update
+from ..precision import widened
 from ..tasks.episode import EpisodeStack
 from .learner import Learner, Meta, MetaGrad, Metrics, Problem, map_tasks
 from .side_by_side import side_by_side, workers
@@ -295,7 +296,7 @@ def _peak_bytes(compute: Callable[[], Any]) -> int:
 
 
 def _norm(tree: Any) -> mx.array:
-    flat = mx.concatenate([leaf.reshape(-1) for leaf in flatten(tree).values()])
+    flat = mx.concatenate([widened(leaf).reshape(-1) for leaf in flatten(tree).values()])
     return mx.sqrt(flat @ flat)  # a third of the operations of a sum of squares for each array
 
 

@@ -31,7 +31,7 @@ def proximal_sgd(learning_rate: float, strength: float, largest: float | None = 
     def update(rule, pull, grads, params, step):
         if largest is not None:
             scale = clip_scale({path: grads[path] for path in params}, largest)
-            grads = {path: scale * grads[path] for path in params}
+            grads = {path: (scale * grads[path]).astype(params[path].dtype) for path in params}
         return {path: kept(p) - moved(grads[path]) + pull[path] for path, p in params.items()}, pull
 
     return UpdateRule(update, start=start)

@@ -7,11 +7,13 @@ import math
 from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from ..backbones.mlp import MLP
 from ..errors import ConfigurationError, ModelError, TaskSamplingError
 from ..nn.activations import relu
-from ..nn.functional import Parameters, trainable
+from ..nn.functional import Parameters, locate, trainable
+from ..nn.head import find_head
 from ..nn.layers import shared_times
 from ..nn.losses import is_classification
 from ..settings import Count, NonNegative, Positive, Steps
@@ -43,7 +45,7 @@ def clipped_sgd(log_rates: str, largest: float | None) -> UpdateRule:
         rates = mx.exp(rule[log_rates])
         if largest is not None:
             rates = clip_scale({path: grads[path] for path in params}, largest) * rates
-        return {path: p - rates * grads[path] for path, p in params.items()}, state
+        return {path: (p - rates * grads[path]).astype(p.dtype) for path, p in params.items()}, state
 
     return UpdateRule(update)
 
@@ -76,6 +78,18 @@ class Target(NamedTuple):
     def rows(self, arrays: Parameters) -> mx.array:
         """Arrays by path → (K, P)"""
         return mx.concatenate([arrays[path].reshape(self.codes, -1) for path in self.shapes], axis=1)
+
+
+def output_size(model: nn.Module, head: str | None) -> int:
+    """Numbers in one output, by the rows of the head's weight, trained or not."""
+    path = find_head(model, head)
+    container, name = locate(model, path)
+    weight = getattr(container[name], "weight", None)
+    if weight is None:
+        raise ModelError(
+            f"LEO encodes pairs (x, y), and the head {path!r} does not say y's size; name a linear layer by head='…'"
+        )
+    return weight.shape[0]
 
 
 def encode(arrays: Parameters, examples: mx.array, groups: mx.array) -> tuple[mx.array, mx.array]:
@@ -142,20 +156,20 @@ class LEOLearner(MetaLearner):
     ) -> Learner:
         if decodes not in ("head", "all"):
             raise ConfigurationError(f"decodes must be 'head' or 'all', got {decodes!r}")
-        weight, bias = head_shape(self._model, self._head)
         shapes = {path: tuple(p.shape) for path, p in trainable(self._model).items()}
         per_class = decodes == "head"
-        target = Target({path: shapes[path] for path in (weight, bias)} if per_class else shapes, per_class)
         if per_class:
-            example_dim = shapes[weight][1]
+            decoded = head_shape(self._model, self._head)
+            target, example_dim = Target({path: shapes[path] for path in decoded}, True), shapes[decoded[0]][1]
         else:
+            target = Target(shapes, False)
             given = getattr(self._model, "input_dim", None) if input_dim is None else input_dim
             if given is None:
                 raise ModelError(
                     f"LEO encodes pairs (x, y), and {type(self._model).__name__} does not say x's size; "
                     "give input_dim=…"
                 )
-            example_dim = given + shapes[weight][0]
+            example_dim = given + output_size(self._model, self._head)
         sizes = (2 * latent_dim, 2 * latent_dim, hidden_dim)
         latent_rule, finetune_rule = clipped_sgd("log_rate", inner_clip), clipped_sgd(RATES, inner_clip)
 
@@ -182,7 +196,8 @@ class LEOLearner(MetaLearner):
         def with_rows(p: Parameters, rows: mx.array) -> Parameters:
             """The model's own weights, but for those in `rows`."""
             decoded = target.weights(rows)
-            return {path: decoded.get(path, value) for path, value in p.items() if not path.startswith("/")}
+            own = {path: value for path, value in p.items() if not path.startswith("/")}
+            return {path: decoded.get(path, value).astype(value.dtype) for path, value in own.items()}
 
         def run(problem: Problem, meta, support_x, support_y, *, key, num_steps, each=None, sampled=False):
             """Fast weights, and the penalties on the way."""

@@ -247,13 +247,15 @@ def _beginning(initialisation: str, means: tuple[str, str] | None) -> Callable[.
         if network:
             context = mx.stop_gradient(mx.mean(z, axis=0))
             code = mx.tanh(rule["code.weight"] @ (context / _rms(context)) + rule["code.bias"])
-            params = {p: a + decoded(p, code) if f"decode.{p}" in rule else a for p, a in params.items()}
+            params = {
+                p: (a + decoded(p, code)).astype(a.dtype) if f"decode.{p}" in rule else a for p, a in params.items()
+            }
         if head is None:
             return params
         weight, bias = head
         support = one_hot(y, params[weight].shape[0])
         rows, biases = cosine_head(z, support, mx.exp(rule["log_scale"]))
-        return {**params, weight: rows, bias: biases}
+        return {**params, weight: rows.astype(params[weight].dtype), bias: biases.astype(params[bias].dtype)}
 
     return begin
 

@@ -35,7 +35,7 @@ def curvature(rule: UpdateRule, modes: tuple[str, ...]) -> UpdateRule:
         return arrays
 
     def update(rule_params, state, grads, params, step):
-        grads = {path: _transform(rule_params, path, grads[path]) for path in params}
+        grads = {path: _transform(rule_params, path, grads[path]).astype(p.dtype) for path, p in params.items()}
         return rule.update(rule_params, state, grads, params, step)
 
     return UpdateRule(update, init, rule.start)

@@ -22,7 +22,7 @@ def meta_sgd_rule(low: float, high: float) -> UpdateRule:
         }
 
     def update(rule, state, grads, params, step):
-        return {path: p - rule[f"rate.{path}"] * grads[path] for path, p in params.items()}, state
+        return {path: (p - rule[f"rate.{path}"] * grads[path]).astype(p.dtype) for path, p in params.items()}, state
 
     return UpdateRule(update, init)
 

@@ -55,6 +55,7 @@ class ProtoMAMLLearner(MetaLearner):
             if not is_classification(support_y):
                 raise TaskSamplingError("Proto-MAML is for classification: the targets must be integer classes")
             rows, biases = head_of(problem, meta["model"], support_x, support_y)
-            return {**meta["model"], weight: rows, bias: biases}
+            params = meta["model"]
+            return {**params, weight: rows.astype(params[weight].dtype), bias: biases.astype(params[bias].dtype)}
 
         return Learner(by_steps(sgd(self.inner_lr), start=start, second_order=not first_order))

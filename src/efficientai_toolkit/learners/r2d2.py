@@ -26,6 +26,20 @@ def solve_spd(a: mx.array, b: mx.array) -> mx.array:
     return rows[:, n:]
 
 
+# float32's rounding, relative to the trace, which is at least the largest eigenvalue: below it a pivot may be negative.
+FLOOR = 2.0**-23
+
+
+def regularized(gram: mx.array, strength: mx.array) -> mx.array:
+    """K + max(λ, 2⁻²³ tr K) I for `gram` K (n, n), positive definite in float32 where K alone is not, or not with λ.
+
+    So duplicates among few examples, or very large inputs, give finite numbers. Where λ is larger, it is left alone.
+    """
+    identity = mx.eye(gram.shape[0])
+    trace = mx.sum(gram * identity)  # whose gradient, unlike that of a diagonal taken out, is no scatter
+    return gram + mx.maximum(strength, FLOOR * trace) * identity
+
+
 def ridge(features: mx.array, targets: mx.array, strength: mx.array) -> mx.array:
     """argmin_W ‖X W − Y‖² + λ ‖W‖² for `features` X (S, D), `targets` Y (S, O): (D, O).
 
@@ -33,8 +47,8 @@ def ridge(features: mx.array, targets: mx.array, strength: mx.array) -> mx.array
     """
     size, width = features.shape
     if size <= width:
-        return features.T @ solve_spd(features @ features.T + strength * mx.eye(size), targets)
-    return solve_spd(features.T @ features + strength * mx.eye(width), features.T @ targets)
+        return features.T @ solve_spd(regularized(features @ features.T, strength), targets)
+    return solve_spd(regularized(features.T @ features, strength), features.T @ targets)
 
 
 def with_one(features: mx.array) -> mx.array:

@@ -2,7 +2,8 @@
 
 A rule is a triple of pure functions over flat parameters. `init` gives the arrays that the rule *meta-learns*
 (rates, curvature, …; often none), `start` the state of one adaptation (momentum, moments; often none) and `update`
-one step. What is meta-learned is differentiated through like the weights themselves.
+one step. What is meta-learned is differentiated through like the weights themselves. Weights keep their dtype, whatever
+the rule's arrays have.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import mlx.core as mx
 
 from ..nn.elementwise import add_scaled, scaling
 from ..nn.functional import Parameters
+from ..precision import widened
 
 RuleParameters = dict[str, mx.array]
 
@@ -60,17 +62,18 @@ def adam(learning_rate: float, beta1: float = 0.9, beta2: float = 0.999, eps: fl
     """
 
     def start(params):
-        zeros = {path: mx.zeros_like(p) for path, p in params.items()}
+        zeros = {path: mx.zeros_like(widened(p)) for path, p in params.items()}
         return (zeros, zeros) if beta1 else ({}, zeros)
 
     def update(rule, state, grads, params, step):
         first, second = state
+        grads = {path: widened(grads[path]) for path in params}
         first = {path: beta1 * m + (1 - beta1) * grads[path] for path, m in first.items()}
         second = {path: beta2 * v + (1 - beta2) * mx.square(grads[path]) for path, v in second.items()}
         mean = first or grads
         scale1, scale2 = 1 / (1 - beta1 ** (step + 1)), 1 / (1 - beta2 ** (step + 1))
         params = {
-            path: p - learning_rate * scale1 * mean[path] / mx.sqrt(scale2 * second[path] + eps**2)
+            path: (p - learning_rate * scale1 * mean[path] / mx.sqrt(scale2 * second[path] + eps**2)).astype(p.dtype)
             for path, p in params.items()
         }
         return params, (first, second)
@@ -103,7 +106,7 @@ def _numbers(a: mx.array) -> list[mx.array]:
 
 def clip_scale(grads: Parameters, largest: float) -> mx.array:
     """What to multiply gradients with so that their norm over all arrays is at most `largest`."""
-    square = sum((mx.sum(mx.square(g)) for g in grads.values()), mx.array(0.0))
+    square = sum((mx.sum(mx.square(widened(g))) for g in grads.values()), mx.array(0.0))
     return mx.minimum(1.0, largest * mx.rsqrt(square + 1e-12))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..precision import widened
 from .conv import custom_function
 
 
@@ -64,16 +65,18 @@ def positive(x):
 
 @custom_function
 def add_scaled(x, factor, y):
-    """x + `factor` · y, of one shape, for a learned number `factor`, (); to be differentiated to any order."""
-    return x + factor * y
+    """x + `factor` · y, of one shape, for a learned number `factor`, (); to be differentiated to any order. As x, of
+    half precision too.
+    """
+    return (x + factor * y).astype(x.dtype)
 
 
 @add_scaled.vjp
 def _(primals, cotangent, _output):
     _x, factor, y = primals
     # As a matrix product, half of the time of a sum of products on a CPU.
-    slope = (cotangent.reshape(1, -1) @ y.reshape(-1, 1)).reshape(())
-    return cotangent, slope, factor * cotangent
+    slope = (widened(cotangent).reshape(1, -1) @ widened(y).reshape(-1, 1)).reshape(())
+    return cotangent, slope.astype(factor.dtype), (factor * cotangent).astype(y.dtype)
 
 
 @add_scaled.vmap
@@ -83,5 +86,5 @@ def _(inputs, axes):
     x, factor, y = (mx.moveaxis(a, axis, 0) if own else a for a, axis, own in zip(inputs, axes, stacked, strict=True))
     x, y = (a if own else mx.broadcast_to(a, (count, *a.shape)) for a, own in ((x, stacked[0]), (y, stacked[2])))
     if stacked[1]:
-        return x + factor.reshape(count, *(1 for _ in y.shape[1:])) * y, 0
+        return (x + factor.reshape(count, *(1 for _ in y.shape[1:])) * y).astype(x.dtype), 0
     return add_scaled(x, factor, y), 0

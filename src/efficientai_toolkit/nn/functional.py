@@ -79,10 +79,8 @@ def clone(model: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {id(array): array for _, array in tree_flatten(model.parameters())}
     for part in _parts(model):
-        tried = dict(memo)
         try:
-            copy.deepcopy(part, tried)
-            memo = tried
+            copy.deepcopy(part, dict(memo))  # a trial with a memo of its own, which must not outlive it
         except TypeError:
             memo[id(part)] = part
     return copy.deepcopy(model, memo)

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import CheckpointError, did_you_mean
+from ..precision import widened
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, mx.array]:
@@ -33,14 +34,15 @@ def unflatten(arrays: Mapping[str, mx.array], like: Any, prefix: str = "") -> An
 
 
 def ravel(arrays: Mapping[str, mx.array]) -> tuple[mx.array, Callable[[mx.array], dict[str, mx.array]]]:
-    """All of `arrays` end to end as one vector, and the function that cuts a vector of that size up again."""
+    """All of `arrays` end to end as one vector, in float32 where they have half precision, and the function that cuts
+    a vector of that size up again."""
     *ends, _ = itertools.accumulate(array.size for array in arrays.values())
 
     def restore(vector: mx.array) -> dict[str, mx.array]:
         parts = zip(arrays.items(), mx.split(vector, ends), strict=True)
         return {name: part.reshape(array.shape).astype(array.dtype) for (name, array), part in parts}
 
-    return mx.concatenate([array.reshape(-1) for array in arrays.values()]), restore
+    return mx.concatenate([widened(array).reshape(-1) for array in arrays.values()]), restore
 
 
 def check_fit(given: Mapping[str, mx.array], expected: Mapping[str, mx.array], whose: str) -> None:
