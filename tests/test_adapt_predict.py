@@ -204,7 +204,7 @@ def test_numbers_for_classifiers_and_regressions(tmp_path):
     adapted.save(tmp_path / "mine")
     found = [label for label, _ in AdaptedTask.load(tmp_path / "mine").predict(x)]
     assert sum(a == b for a, b in zip(found, labels, strict=True)) >= 15
-    with pytest.raises(DataError, match=r"cannot take inputs of shape \(3,\)"):
+    with pytest.raises(DataError, match=r"cannot take inputs of shape \(3,\); it was trained on \(2,\)$"):
         adapt_checkpoint(run, np.ones((4, 3), np.float32), ["a", "a", "b", "b"])
     run = run_of("sinusoid")
     adapted = adapt_checkpoint(run, x[:, :1], [str(v) for v in x[:, 1]])
@@ -230,6 +230,7 @@ def test_adapt_then_predict_from_files_and_standard_input(runs, examples, tmp_pa
     done = cli("adapt", "--checkpoint", runs["protonet"], "--support", examples, "--output", folder)
     assert done.exit_code == 0, done.output
     assert "Learned 3 labels from 7 examples" in done.stdout
+    assert done.stdout.endswith("--input texts.csv\n")
     said = cli("predict", "--adapter", folder, "--input", examples)
     assert [line.split("\t")[0] for line in said.stdout.splitlines()] == LABELS
     assert "7 of 7 as labelled" in said.stderr

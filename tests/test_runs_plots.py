@@ -52,6 +52,13 @@ def test_training_curves_draw_every_curve_and_label_it(tmp_path):
     looks_drawn(figure, tmp_path)
 
 
+def test_one_validation_is_a_mark(tmp_path):
+    figure = plots.training_curves({"loss": {"validation": Curve([20], [1.5], [0.1])}}, "A run")
+    (line,) = figure.axes[0].lines
+    assert line.get_marker() == "o"
+    looks_drawn(figure, tmp_path)
+
+
 def test_labels_of_lines_that_end_together_do_not_overlap():
     curves = {name: Curve([1, 5, 10], [0.5, 0.7, 0.8 + i / 1000], [0.01] * 3) for i, name in enumerate("abc")}
     axis = plots.comparison(curves, "accuracy", "t").axes[0]

@@ -171,6 +171,44 @@ def test_a_blank_line_between_plain_lines_is_named():
         parse_examples(b"a\n\n \nb\n\n", "standard input", "", labelled=False)
 
 
+@pytest.mark.parametrize("order", [("text", "label"), ("label", "text")])
+def test_tabs_with_quotes_as_spreadsheets_write_them(order):
+    """A quote that does not stand at both ends of a cell, or is not doubled, is a character like others."""
+    cells = {
+        '"I, the ""user"", want"': 'I, the "user", want',
+        '5" pipe': '5" pipe',
+        '"so': '"so',  # at the beginning of a cell, and below at the end of one
+        'it is"': 'it is"',
+        '"Yes" and "no"': '"Yes" and "no"',
+        '"a\r\nb"': "a\r\nb",
+        '""""': '"',
+    }
+    rows = [{"text": '"text"', "label": "label"}, *({"text": cell, "label": '"x"'} for cell in cells)]
+    data = "".join("\t".join(row[name] for name in order) + "\r\n" for row in rows).encode()
+    found = parse_examples(data, "x.tsv", ".tsv")
+    assert [row.text for row in found] == list(cells.values())
+    assert [row.line for row in found] == [2, 3, 4, 5, 6, 7, 9]
+    assert {row.label for row in found} == {"x"}
+    assert parse_examples(data.rstrip(), "x.tsv", ".tsv") == found
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"sep=,\r\ntext,label\r\na,x\r\n", ".csv"),
+        (b'"SEP=,"\ntext,label\na,x\n', ".csv"),
+        (b"sep=\t\ntext\tlabel\na\tx\n", ".tsv"),
+        (b"text,label,,\na,x,,\n,,,\n", ".csv"),
+        (b"text,label, \na,x\n", ".csv"),
+        (b"text\tlabel\t\na\tx\t\n", ".tsv"),
+    ],
+)
+def test_what_spreadsheets_leave_in_a_file(data, kind):
+    (row,) = parse_examples(data, f"x{kind}", kind)
+    assert (row.text, row.label) == ("a", "x")
+    assert row.line == (3 if b"=" in data else 2)
+
+
 def test_a_cell_may_be_long():
     limit, long = csv.field_size_limit(), "word " * 30_000
     rows = parse_examples(f"text,label\n{long},x\nb,y\n".encode(), "x.csv", ".csv")
@@ -230,6 +268,12 @@ def test_a_line_ends_at_a_line_break_alone():
         (b'"label";"text"\r\n"x";"a"\r\n', ".csv", r"line 1: the separator is ';' and must be ','$"),
         (b"Text\tLabel\na\tx\n", ".csv", r"line 1: the separator is '\\t' and must be ','$"),
         (b"text,label\na,x\n", ".tsv", r"line 1: the separator is ',' and must be '\\t'$"),
+        (b"sep=;\r\ntext;label\r\na;x\r\n", ".csv", r"x.csv, line 1: the separator is ';' and must be ','$"),
+        (b"sep=,\ntext;label\na;x\n", ".csv", r"line 2: the separator is ';' and must be ','$"),
+        (b"text;label;;\na;x;;\n", ".csv", r"line 1: the separator is ';' and must be ','$"),
+        (b"text,label,\na,x,b\n", ".csv", r"line 2: 3 columns where the header has 2"),
+        (b"text,label\na,x,\n", ".csv", r"line 2: 3 columns where the header has 2"),
+        (b'"text,label\na,x\n', ".csv", r"line 1: not valid CSV"),
         (b"a\tb", ".docx", r"are \.csv, \.tsv or \.jsonl"),
     ],
 )

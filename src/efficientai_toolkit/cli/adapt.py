@@ -14,7 +14,11 @@ def adapt(
     checkpoint: Checkpoint,
     support: Annotated[
         Path,
-        typer.Option("--support", help="Your examples: .csv or .jsonl of text,label (numbers: .csv, or .npz of x, y)."),
+        typer.Option(
+            "--support",
+            help="Your examples: .csv or .jsonl of text,label; numbers: .csv, or .npz of x, y; images: a folder with a "
+            "folder of them for each label, or .npz.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     steps: Annotated[int | None, typer.Option("--steps", help="Inner steps (default: as trained).")] = None,
@@ -23,7 +27,7 @@ def adapt(
     ] = False,
     background: Annotated[
         Path | None,
-        typer.Option("--background", help="Texts that fit no label, for the threshold (default: CLINC150's)."),
+        typer.Option("--background", help="Inputs that fit no label, for the threshold (default: CLINC150's texts)."),
     ] = None,
     base: Annotated[str | None, typer.Option("--base", help="The base model, where it has moved.")] = None,
     data_dir: DataDir = None,
@@ -36,22 +40,32 @@ def adapt(
     from ..devices import select_device
     from ..errors import ConfigurationError
     from ..runs.adapted import adapt_checkpoint
-    from .examples import backbone_of, background_of, support_of
+    from ..runs.build import checkpoint_file
+    from ..runs.loaded import kind_of_inputs, read_arrays, stored_config
+    from ..tasks.numbers import column_names
+    from .examples import background_of, support_of
 
     started = time.perf_counter()
     if steps is not None and steps < 0:
         raise ConfigurationError(f"--steps is {steps}; expected a whole number of at least 0")
     select_device(device)
-    texts = backbone_of(checkpoint) in ("encoder", "language_model")
-    inputs, labels = support_of(support, texts)
-    off = background_of(background, data_dir, texts) if none_of_these or background else None
-    adapted = adapt_checkpoint(checkpoint, inputs, labels, num_steps=steps, background=off, source=base)
+    kind = kind_of_inputs(stored_config(checkpoint_file(checkpoint)))
+    columns = column_names(support) if kind == "numbers" else None
+    inputs, labels = support_of(support) if kind == "texts" else read_arrays(support, kind)
+    off = None
+    if background and kind != "texts":
+        off = read_arrays(background, kind, labelled=False, columns=columns)[0]
+    elif background or none_of_these:
+        off = background_of(background, data_dir, kind == "texts")
+    adapted = adapt_checkpoint(
+        checkpoint, inputs, labels or [], num_steps=steps, background=off, source=base, columns=columns
+    )
     adapted.save(output)
     seconds = time.perf_counter() - started
     report = {
         "adapter": str(output),
         "labels": adapted.labels,
-        "examples": len(labels),
+        "examples": len(inputs),
         "threshold": adapted.threshold,
         "bytes": sum(file.stat().st_size for file in output.iterdir() if file.is_file()),
         "seconds": round(seconds, 3),
@@ -60,7 +74,8 @@ def adapt(
         echo_json(report)
         return
     what = f"{len(adapted.labels)} labels" if adapted.labels else "a regression"
-    print(f"Learned {what} from {len(labels)} examples in {seconds:.1f} s: {output} ({report['bytes'] / 1e3:.0f} kB)")
+    print(f"Learned {what} from {len(inputs)} examples in {seconds:.1f} s: {output} ({report['bytes'] / 1e3:.0f} kB)")
     if adapted.threshold is not None:
         print(f"None of these below a score of {adapted.threshold:.3f}")
-    print(f"Use it: efficientai-toolkit meta-learning-peft:predict --adapter {output} --input texts.csv")
+    example = {"texts": "texts.csv", "images": "FOLDER", "numbers": "points.csv"}[kind]
+    print(f"Use it: efficientai-toolkit meta-learning-peft:predict --adapter {output} --input {example}")

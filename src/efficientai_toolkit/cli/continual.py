@@ -56,14 +56,13 @@ def continual(
     Stopped at any moment, `--resume RUN` loses at most the context it was at.
     """
     from ..devices import select_device
-    from ..files import read_json
-    from ..recipes.continual import experiment, plan_of
+    from ..recipes.continual import experiment, open_run, plan_of
     from ..runs.experiment import ExperimentManager
 
     select_device(device)
     if resume is not None:
-        manager = ExperimentManager.open(resume)
-        plan = plan_of(read_json(manager.path / "config.json"))
+        manager = open_run(resume, "continual")
+        plan = plan_of(manager.config)
     else:
         stream, _, kind = scenario.partition("/")
         if stream in ("task", "domain", "class"):  # of split MNIST, or of the given files

@@ -7,39 +7,22 @@ from pathlib import Path
 from typing import Any
 
 
-def backbone_of(checkpoint: Path) -> str:
-    """The backbone's name in a checkpoint."""
-    from ..checkpoint import read_header
-    from ..runs.build import checkpoint_file
+def support_of(path: Path) -> tuple[list[str], list[str]]:
+    """Texts and labels of a file of examples, at least two different labels."""
+    from ..tasks.labelled import read_examples, require_classes
 
-    config = read_header(checkpoint_file(checkpoint)).get("config") or {}
-    return config.get("model", {}).get("backbone", "")
-
-
-def support_of(path: Path, texts: bool) -> tuple[Any, list[str]]:
-    """Inputs and labels of a file of examples, at least two different labels among texts."""
-    if texts:
-        from ..tasks.labelled import read_examples, require_classes
-
-        examples = read_examples(path)
-        require_classes(examples, str(path))
-        return [example.text for example in examples], [str(example.label) for example in examples]
-    from ..tasks.numbers import read_numbers
-
-    x, labels = read_numbers(path)
-    return x, labels or []
+    examples = read_examples(path)
+    require_classes(examples, str(path))
+    return [example.text for example in examples], [str(example.label) for example in examples]
 
 
 def inputs_of(path: str, texts: bool) -> tuple[Any, list[str] | None]:
     """Inputs of a file, or of standard input where it is "-" (one text a line), and labels where it has them."""
     from ..errors import DataError
     from ..tasks.labelled import parse_examples, read_examples
-    from ..tasks.numbers import read_numbers
 
     if not texts:
-        if path == "-":
-            raise DataError("--input -: only texts can come from standard input; give a .csv or .npz file")
-        return read_numbers(path, labelled=False)
+        raise DataError("--input -: only texts can come from standard input; give a file, or a folder of images")
     if path == "-":
         examples = parse_examples(sys.stdin.buffer.read(), "standard input", "", labelled=False)
     else:

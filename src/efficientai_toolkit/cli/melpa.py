@@ -37,6 +37,7 @@ def melpa(
     """Meta-train MeLPA and its ablations, learn unseen tasks in a row with them and with baselines, and report."""
     from ..devices import select_device
     from ..files import link
+    from ..recipes.continual import open_run
     from ..recipes.melpa import MeLPAConfig, run_folder
     from ..runs.experiment import ExperimentManager
 
@@ -53,7 +54,7 @@ def melpa(
     }
     given = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
-        manager = ExperimentManager.open(resume)
+        manager = open_run(resume, "melpa")
         config = MeLPAConfig.from_dict(manager.config)
     else:
         config = MeLPAConfig.quickly(**given) if quick else MeLPAConfig(**given)

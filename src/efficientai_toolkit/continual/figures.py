@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,19 @@ def by_strategy(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]
     for key, record in results["runs"].items():
         found.setdefault(key.rpartition("/")[0], []).append(record)
     return found
+
+
+def told_apart(ours: Sequence[float], theirs: Sequence[float]) -> int:
+    """1 or -1 where the 95 % interval of the difference, seed by seed, is above or below zero, else 0."""
+    both = np.array(list(zip(ours, theirs, strict=False)))  # a run that goes on has more seeds of some
+    mean, half = mean_ci95(both[:, 0] - both[:, 1])
+    return 0 if half is None or abs(mean) <= half else int(np.sign(mean))
+
+
+def leaders(values: Mapping[str, Sequence[float]]) -> list[str]:
+    """strategy → a value a seed: the one with the highest mean, then those that are not told apart from it."""
+    ranked = sorted(values, key=lambda name: -np.mean(values[name]))
+    return [name for name in ranked if name == ranked[0] or not told_apart(values[ranked[0]], values[name])]
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> dict[Path, str]:
@@ -200,7 +213,7 @@ def memory(results: Mapping[str, Any]) -> Figure:
     """Average accuracy against stored bytes."""
     runs = by_strategy(results)
     figure, axis = _one(6.4, 3.7)
-    points = []
+    points, bars = [], []
     for name, records in runs.items():
         stored = (
             np.mean([4 * r["parameters"] + (0 if name == "separate" else r["memory_bytes"]) for r in records]) / 1e6
@@ -213,15 +226,14 @@ def memory(results: Mapping[str, Any]) -> Figure:
         bar = None if half is None else [[mean - max(mean - half, 0)], [min(mean + half, 1) - mean]]
         axis.errorbar(stored, mean, yerr=bar, color=colour, marker="o", markersize=6, capsize=3, elinewidth=1)
         points.append((stored, mean, title_of(name), colour))
-    width = 1.25 * max(point[0] for point in points)
+        bars.append((stored, mean - (bar[0][0] if bar else 0), mean + (bar[1][0] if bar else 0)))
     axis.set_ylim(axis.get_ylim()[0] - 0.02, axis.get_ylim()[1] + 0.02)
-    for column in {round(20 * point[0] / width) for point in points}:  # only names that are near can collide
-        label_ends(axis, [point for point in points if round(20 * point[0] / width) == column], offset=8)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.set_xlabel("stored, MB")
-    axis.set_xlim(left=0, right=width)
+    axis.set_xlim(left=0, right=1.25 * max(point[0] for point in points))
     axis.set_ylabel("average accuracy")
     _head(figure, f"{_where(results)}: accuracy against what is stored")
+    label_points(axis, points, bars)
     return figure
 
 
@@ -232,14 +244,16 @@ def _where(results: Mapping[str, Any]) -> str:
 
 
 def _who_keeps(results: Mapping[str, Any]) -> str:
-    """The strategy that ends highest, without the upper bound."""
+    """The strategy that ends highest, without the upper bound, where the seeds tell it apart."""
     ends = {
-        name: float(np.mean([record["average_accuracy"] for record in records]))
+        name: [record["average_accuracy"] for record in records]
         for name, records in by_strategy(results).items()
         if name != "joint"
     }
-    best = max(ends, key=lambda name: ends[name])
-    return f"{title_of(best)} ends highest, at {100 * ends[best]:.1f} %"
+    best, *others = leaders(ends)
+    if others:
+        return "accuracy as learning goes on; the seeds do not tell the best apart"
+    return f"{title_of(best)} ends highest, at {100 * np.mean(ends[best]):.1f} %"
 
 
 def _one(width: float, height: float) -> tuple[Figure, Axes]:
@@ -266,3 +280,49 @@ def label_ends(axis: Axes, ends: list[tuple[float, float, str, str]], offset: in
             name, (x, y), (offset, shift), textcoords="offset points", color=colour, fontsize=8.5, va="center",
             annotation_clip=False,
         )  # fmt: skip
+
+
+def label_points(
+    axis: Axes, points: list[tuple[float, float, str, str]], bars: list[tuple[float, float, float]]
+) -> None:
+    """Names beside points (x, y, name, colour), none of them on a point, a bar (x, low, high) or another name.
+
+    Each takes the nearest free place in the axes, to the right where it can; from a far one a line leads to the point.
+    """
+    figure: Any = axis.figure
+    figure.draw_without_rendering()  # what is free is known when the axes have their size
+    scale, frame = figure.dpi / 72, axis.get_window_extent()
+    at = axis.transData.transform([point[:2] for point in points])
+    ends = np.array([axis.transData.transform([(x, low), (x, high)]) for x, low, high in bars])
+    # (left, low, right, high) in pixels: bars with their caps, and the points on them.
+    taken = np.concatenate([np.minimum(ends[:, 0], at) - 5 * scale, np.maximum(ends[:, 1], at) + 5 * scale], 1)
+    steps = scale * np.arange(-240, 241, 4)
+    shifts = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    for place, (x, y, name, colour) in sorted(zip(at, points, strict=True), key=lambda pair: -pair[1][1]):
+        text = axis.annotate(name, (x, y), (0, 0), textcoords="offset points", color=colour, fontsize=8.5)
+        size = np.array(text.get_window_extent().size)
+        corners = place + shifts
+        boxes = np.concatenate([corners, corners + size], 1)
+        inside = (corners >= frame.min).all(1) & (corners + size <= frame.max).all(1)
+        free = inside & ~_overlap(boxes[:, None], taken[None]).any(1)
+        near = np.clip(place, boxes[:, :2], boxes[:, 2:])  # where the line to the point would end
+        line = near[:, None] + (place - near)[:, None] * np.linspace(0, 1, 12)[:, None]
+        names = taken[len(points) :]
+        crossed = _overlap(np.concatenate([line, line], 2)[:, :, None], names[None, None]).any(1).sum(1)
+        level = 0.2 * np.abs(corners[:, 1] + size[1] / 2 - place[1])
+        aside = np.where(corners[:, 0] > place[0], level, 14 * scale)
+        cost = np.linalg.norm(near - place, axis=1) + aside + 60 * scale * crossed
+        best = int(np.argmin(np.where(free, cost, cost + 1e6)))
+        text.set_position(shifts[best] / scale)
+        taken = np.concatenate([taken, boxes[best : best + 1]])
+        if np.linalg.norm(near[best] - place) > 14 * scale:
+            axis.annotate(
+                "", (x, y), (near[best] - place) / scale, textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+            )  # fmt: skip
+            taken = np.concatenate([taken, np.concatenate([line[best], line[best]], 1)])
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether boxes (…, 4) of left, low, right, high have anything in common."""
+    return np.asarray(((a[..., :2] <= b[..., 2:]) & (b[..., :2] <= a[..., 2:])).all(-1))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..files import read_json, write_text
-from .figures import draw, title_of
+from .figures import draw, leaders, title_of
 
 _KINDS = {
     "task": "each context has outputs of its own, and at test time the context is known",
@@ -97,11 +97,15 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def reading(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the table says, in sentences."""
+    """What the table says, in sentences; one is the best only where the seeds tell it apart from all others."""
     ends = {n: v["average_accuracy"]["mean"] for n, v in summary.items() if n != "joint"}
+    first = leaders({n: summary[n]["average_accuracy"]["values"] for n in ends})
     sentences = []
-    if len(ends) > 1:
-        best = max(ends, key=lambda name: ends[name])
+    if len(first) > 1:
+        shown = ", ".join(f"{title_of(name)} {100 * ends[name]:.1f} %" for name in first)
+        sentences.append(f"The seeds do not tell apart which strategy ends highest: {shown}.")
+    elif len(ends) > 1:
+        best = first[0]
         sentences.append(f"Of the strategies, {title_of(best)} ends highest, at {100 * ends[best]:.1f} %")
         if "naive" in ends and best != "naive":
             sentences[-1] += f", {100 * (ends[best] - ends['naive']):.1f} points above plain fine-tuning"
@@ -110,9 +114,16 @@ def reading(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
             where = f"{gap:.1f} points below" if gap >= 0 else f"{-gap:.1f} points above"
             sentences[-1] += f" and {where} joint training"
         sentences[-1] += "."
-    lost = {n: v["backward_transfer"]["mean"] for n, v in summary.items() if "backward_transfer" in v}
-    if len(lost) > 1:
-        least = max(lost, key=lambda name: lost[name])
-        name = title_of(least)
-        sentences.append(f"{name[0].upper()}{name[1:]} forgets least (BWT {100 * lost[least]:+.1f} points).")
+    lost = {n: v["backward_transfer"] for n, v in summary.items() if "backward_transfer" in v}
+    least = leaders({name: value["values"] for name, value in lost.items()}) if len(lost) > 1 else []
+    shown = ", ".join(f"{title_of(name)} {100 * lost[name]['mean']:+.1f}" for name in least)
+    if len(least) > 1:
+        sentences.append(
+            f"Nor which forgets least (BWT in points: {shown})."
+            if len(first) > 1
+            else f"The seeds do not tell apart which forgets least (BWT in points: {shown})."
+        )
+    elif least:
+        name = title_of(least[0])
+        sentences.append(f"{name[0].upper()}{name[1:]} forgets least (BWT {100 * lost[least[0]]['mean']:+.1f} points).")
     return [" ".join(sentences)] if sentences else []

@@ -62,13 +62,17 @@ class Plan:
     def __post_init__(self):
         if not self.strategies or not self.seeds:
             raise ConfigurationError("a continual-learning experiment needs a strategy and a seed")
-        for name in self.strategies:
+        for name, options in self.strategies.items():
             for part in name.split("+"):
                 strategy_class(part)
             if name == "progressive" and self.kind != "task":
                 raise ConfigurationError(
                     f"progressive networks must be told the task: use kind 'task', not {self.kind!r}"
                 )
+            if name == "progressive" and (strange := [option for option in options if option != "hidden_size"]):
+                raise ConfigurationError(f"strategy 'progressive' has no option {strange[0]!r}. Known: hidden_size")
+        for name in self.strategies:  # of options, the last strategy's fault is told before the first one's steps
+            _learner(self, name, MLP(1, 2, 1, 1), seed=0)
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
@@ -133,7 +137,7 @@ def run(
     build = build or (lambda scenario, seed: build_mlp(scenario, seed, plan.hidden_dim, plan.num_layers))
     for seed in plan.seeds:
         scenario = None
-        for name, options in plan.strategies.items():
+        for name in plan.strategies:
             key = f"{name}/seed{seed}"
             if key in results["runs"]:
                 continue
@@ -145,14 +149,7 @@ def run(
             checkpoint = folder / "checkpoints" / f"{name.replace('+', '-')}-seed{seed}.npz"
             joint = name == "joint"
             iterations = plan.iterations * (len(scenario) if joint else 1)  # as many steps as the others take in all
-            settings = {
-                "iterations": iterations,
-                "batch_size": plan.batch_size,
-                "learning_rate": plan.learning_rate,
-                "seed": seed,
-                "kind": plan.kind,
-            }
-            learner = build_learner(name, build(scenario, seed), dict(options), **settings)
+            learner = _learner(plan, name, build(scenario, seed), iterations=iterations, seed=seed)
             results["runs"][key] = run_one(
                 learner, scenario, f"{name}, seed {seed}", iterations, checkpoint, watch, joint=joint
             )
@@ -245,6 +242,22 @@ METRICS = (
     "memory_bytes",
     "seconds",
 )
+
+
+def _learner(plan: Plan, name: str, model: nn.Module, **settings: Any) -> Any:
+    """The strategy `name` of `plan` over `model`."""
+    options = dict(plan.strategies[name])
+    settings = {
+        "iterations": plan.iterations,
+        "batch_size": plan.batch_size,
+        "learning_rate": plan.learning_rate,
+        "kind": plan.kind,
+        **settings,
+    }
+    try:
+        return build_learner(name, model, options, **settings)
+    except TypeError as error:
+        raise ConfigurationError(f"strategy {name!r} cannot be built from {options}: {error}") from error
 
 
 def _identity(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -230,11 +230,21 @@ def compare_run(
     shots = sorted(set(k_shots))
     if not shots or shots[0] < 1:
         raise ConfigurationError(f"K is {list(k_shots)}; expected whole numbers of at least 1, such as 1,5,10")
-    test, val = (with_support(tasks, shots[-1]) for tasks in (built.splits.test, built.splits.val))
+    test, val = built.splits.test, built.splits.val
     per_class = all(test.families[c.task_family].way_and_shot for c in test.configs)
     trained = learner.num_inner_steps
     steps = trained or _STEPS
     total = learner.iteration if iterations is None else iterations
+
+    try:  # too few examples are told before the training of a baseline
+        test, val = (with_support(tasks, shots[-1]) for tasks in (test, val))
+        validation = with_shots(val.batch_at(0, min(len(val), 100)), shots, per_class=per_class)
+        drawn = list(draw(test, episodes))
+    except TaskSamplingError as error:
+        of = " of each class" if per_class else ""
+        raise TaskSamplingError(
+            f"--shots {','.join(map(str, shots))} adapts to {shots[-1]} examples{of}: {error}; give smaller numbers"
+        ) from error
 
     start = untrained_model(built)
     joint = joint_pretraining(
@@ -246,14 +256,12 @@ def compare_run(
         seed=config.seed,
         each=None if each is None else lambda done: each(done, total),
     )
-    validation = with_shots(val.batch_at(0, min(len(val), 100)), shots, per_class=per_class)
     rates = [factor * learner.inner_lr for factor in RATES]
     baselines = {"random initialisation": start, "joint pre-training": joint}
     chosen = {
         name: {k: choose_rate(model, validation[k], rates, steps) for k in shots} for name, model in baselines.items()
     }
 
-    drawn = list(draw(test, episodes))
     stacks = [stack for part, _ in drawn for stack in part]
     owners = None if test.endless else [task for _, own in drawn for task in own or ()]
     results: dict[str, Results] = {"meta-learned": {}, **{name: {} for name in baselines}}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from ..continual import figures
 from ..continual.figures import by_strategy, colour_of, stamped, title_of
@@ -89,7 +89,7 @@ def ablation(results: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(7.6, 0.5 * len(names) + 1.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, metric, title in zip(
-        axes, ("average_accuracy", "backward_transfer"), ("average accuracy", "backward transfer"), strict=True
+        axes, ("average_accuracy", "backward_transfer"), ("average accuracy", "backward transfer, points"), strict=True
     ):
         for row, name in enumerate(names):
             mean, half = mean_ci95([record[metric] for record in runs[name]])
@@ -102,7 +102,8 @@ def ablation(results: Mapping[str, Any]) -> Figure:
             )  # fmt: skip
         axis.set_title(title)
         axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        points = FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if round(100 * value) else "0")
+        axis.xaxis.set_major_formatter(points if axis is axes[1] else PercentFormatter(1, decimals=0))
         axis.margins(x=0.2)
         axis.grid(axis="y", visible=False)
     axes[0].set_yticks(range(len(names)), [ABLATION[name] for name in names])
@@ -149,7 +150,10 @@ def text(results: Mapping[str, Any], drawn: Mapping[Path, str]) -> str:
 
 
 def verdict(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Whether MeLPA is better than every method that stores no examples, in each of the three respects."""
+    """Whether MeLPA is better than the best method that stores no examples, in each of the three respects.
+
+    It is where the 95 % interval of the difference, seed by seed, is above zero.
+    """
     rivals = [name for name in summary if name not in STORES and not name.startswith("melpa")]
     if "melpa" not in summary or not rivals:
         return []
@@ -159,15 +163,18 @@ def verdict(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ("backward_transfer", "backward transfer", 100, " points", 1),
         ("steps_to_90_percent", "steps to 90 % of the final accuracy", 1, "", -1),
     ):
-        values = {n: summary[n][metric]["mean"] for n in rivals if metric in summary[n]}
-        if not values or metric not in summary["melpa"]:
+        means = {n: summary[n][metric]["mean"] for n in rivals if metric in summary[n]}
+        if not means or metric not in summary["melpa"]:
             continue
-        best = max(values, key=lambda name: sign * values[name])
+        best = max(means, key=lambda name: sign * means[name])
         ours = summary["melpa"][metric]["mean"]
-        gap = sign * (ours - values[best])
-        how = "better than" if gap > 0 else "the same as" if gap == 0 else "**worse than**"
+        values, theirs = (summary[name][metric]["values"] for name in ("melpa", best))
+        better = sign * figures.told_apart(values, theirs)
+        how = "better than" if better > 0 else "**worse than**" if better < 0 else "not told apart by the seeds from"
+        if values == theirs:
+            how = "the same as"
         lines.append(
             f"* {what[0].upper()}{what[1:]}: MeLPA {scale * ours:.1f}{unit}, {how} the best method that stores no "
-            f"examples ({title_of(best)}, {scale * values[best]:.1f}{unit})."
+            f"examples ({title_of(best)}, {scale * means[best]:.1f}{unit})."
         )
     return lines

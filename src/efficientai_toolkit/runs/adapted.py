@@ -6,9 +6,10 @@ learner's fast state: adapter and head, or prototypes). The base model's weights
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -40,10 +41,19 @@ _PARTS: dict[str, tuple[type, ...]] = {
     "labels": (list, type(None)),
     "examples": (dict,),
     "threshold": (int, float, type(None)),
+    "columns": (list, type(None)),
     "base": (dict,),
     "config": (dict,),
 }
 _FOLDS = 3  # of held-out support examples that a threshold is calibrated on
+
+
+class Answer(NamedTuple):
+    """What an adapted model says of one input."""
+
+    label: str | None  # None for "none of these"
+    probability: float  # of the likeliest label
+    score: float  # of `scores`
 
 
 class AdaptedTask:
@@ -56,6 +66,7 @@ class AdaptedTask:
         threshold: scores below it mean "none of these"; None never says so.
         counts: examples of each label.
         statistics: of the support, by `support_statistics`: what normalises by its batch normalises by them.
+        columns: names of the numbers of an input, where they have some.
     """
 
     def __init__(
@@ -66,12 +77,14 @@ class AdaptedTask:
         threshold: float | None = None,
         counts: dict[str, int] | None = None,
         statistics: dict[str, mx.array] | None = None,
+        columns: list[str] | None = None,
     ):
         self.base, self.learner, self.config, self.fast = base, base.learner, base.config, fast
         self.labels, self.threshold, self.counts = labels, threshold, counts or {}
-        self.statistics = statistics or {}
-        self.reads_texts = self.config.model.reads_texts
-        self._inputs = Inputs(self.config)
+        self.statistics, self.columns = statistics or {}, columns
+        self._inputs = Inputs(self.config, base.input_shape)
+        self.kind = self._inputs.kind
+        self.reads_texts = self.kind == "texts"
 
     @property
     def model(self) -> nn.Module:
@@ -85,27 +98,32 @@ class AdaptedTask:
         return self.learner.learner.predict is apply_fast
 
     def outputs(self, inputs: Any) -> mx.array:
-        """Texts (N,) or numbers (N, *input) → logits (N, labels), or targets (N, *output)."""
+        """Texts or files of images (N,), or arrays (N, *input) → logits (N, labels), or targets (N, *output)."""
         problem, parts = self.learner.problem(), []
         with given(by_module(self.learner.model, self.statistics)):
             for start in range(0, len(inputs), _BATCH):
                 x = self._inputs(inputs[start : start + _BATCH])
-                parts.append(self.learner.learner.predict(problem, self.fast, x))
-                mx.eval(parts[-1])
+                with _reading(x, self.base, "the adapted model"):
+                    parts.append(self.learner.learner.predict(problem, self.fast, x))
+                    mx.eval(parts[-1])
         out = mx.concatenate(parts)
         # A metric learner keeps a column for every class that its support could have held.
         return out if self.labels is None else out[:, : len(self.labels)]
 
     def predict(self, inputs: Any) -> list[tuple[str | None, float]]:
         """The label and its probability of every input; None for "none of these"."""
+        return [(answer.label, answer.probability) for answer in self.answers(inputs)]
+
+    def answers(self, inputs: Any) -> list[Answer]:
+        """What `predict` says of every input, with its score, which the threshold is compared with."""
         if self.labels is None:
             raise ModelError("this is a regression model, which predicts numbers, not labels; use `outputs`")
         logits = self.outputs(inputs)
         threshold = -np.inf if self.threshold is None else self.threshold
-        probabilities, known = np.array(mx.softmax(logits, axis=-1)), scores(logits) >= threshold
+        probabilities, fits = np.array(mx.softmax(logits, axis=-1)), scores(logits)
         best = probabilities.argmax(1)
         return [
-            (self.labels[i] if known[row] else None, float(probabilities[row, i]))
+            Answer(self.labels[i] if fits[row] >= threshold else None, float(probabilities[row, i]), float(fits[row]))
             for row, i in enumerate(best.tolist())
         ]
 
@@ -120,6 +138,7 @@ class AdaptedTask:
             "labels": self.labels,
             "examples": self.counts,
             "threshold": self.threshold,
+            "columns": self.columns,
             "base": {
                 **describe_base(self.config, self.learner.model),
                 "input_shape": list(self.base.input_shape),
@@ -166,27 +185,29 @@ class AdaptedTask:
         expected = {name: weights[name] if name in resized and name.startswith("head.") else own[name] for name in own}
         check_fit(weights, expected, repr(config.model.source) if config.model.reads_texts else "this model")
         statistics = {name.removeprefix(_STATISTICS): array for name, array in statistics.items()}
-        return cls(base, fast, about["labels"], about["threshold"], about["examples"], statistics)
+        return cls(base, fast, about["labels"], about["threshold"], about["examples"], statistics, about["columns"])
 
 
 def adapt_checkpoint(
     checkpoint: str | Path,
-    inputs: Sequence[Any],
+    inputs: Sequence[Any] | np.ndarray,
     labels: Sequence[str],
     *,
     num_steps: int | None = None,
     background: Sequence[Any] | None = None,
     source: str | None = None,
+    columns: list[str] | None = None,
 ) -> AdaptedTask:
     """Adapt what `train` saved to a user's own examples.
 
     Args:
         checkpoint: a file or a run folder.
-        inputs: texts, or numbers (N, *input).
+        inputs: texts, numbers (N, *input), or images: their files, or (N, H, W, C) in [0, 1] or of whole levels to 255.
         labels: of each, any strings, as many different ones as there are, each with at least one example.
         num_steps: inner steps; default: as trained.
         background: inputs that belong to none of the labels; from their scores a "none of these" threshold is set.
         source: where the base model is on this machine, where it differs from where it was.
+        columns: names of the numbers of an input, kept for those who will ask.
 
     Raises:
         DataError, ModelError: the examples cannot be learned by this model.
@@ -195,13 +216,14 @@ def adapt_checkpoint(
     path = checkpoint_file(checkpoint)
     base = load_learner(path, source=source)
     learner = base.learner
-    x = Inputs(base.config)(inputs)
-    _check_inputs(learner, x, path)
+    x = Inputs(base.config, base.input_shape)(inputs)
+    with _reading(x, base, f"the model of {path}"):
+        mx.eval(learner.problem().apply(learner.meta["model"], x[:1]))
     if not base.classification:
         if background is not None:
             raise ModelError(f"{path} is a regression model: it has no labels, so nothing can be none of them")
         fast = _adapt(learner, x, _targets(labels), num_steps)
-        return AdaptedTask(base, fast, None, statistics=support_statistics(learner, fast, x))
+        return AdaptedTask(base, fast, None, statistics=support_statistics(learner, fast, x), columns=columns)
     names = list(dict.fromkeys(labels))
     y = np.array([names.index(label) for label in labels], np.int32)
     widened = widen_head(learner, len(names))
@@ -214,7 +236,7 @@ def adapt_checkpoint(
             f"{base.output_dim} labels, or train with algorithm protonet"
         )
     counts = {name: int((y == i).sum()) for i, name in enumerate(names)}
-    adapted = AdaptedTask(base, fast, names, None, counts, support_statistics(learner, fast, x))
+    adapted = AdaptedTask(base, fast, names, None, counts, support_statistics(learner, fast, x), columns)
     if background is not None:
         adapted.threshold = calibrate(adapted, x, y, background, num_steps)
     return adapted
@@ -277,6 +299,7 @@ def _about(file: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file} has version {about.get('format_version')!r}; this release reads {FORMAT_VERSION}"
         )
+    about.setdefault("columns", None)  # older files have no names
     bad = [name for name, types in _PARTS.items() if name not in about or not isinstance(about[name], types)]
     if not bad:
         sizes = {"input_shape": list, "output_dim": int}
@@ -286,13 +309,18 @@ def _about(file: Path) -> dict[str, Any]:
     return about
 
 
-def _check_inputs(learner: MetaLearner, x: mx.array, path: Path) -> None:
+@contextlib.contextmanager
+def _reading(x: mx.array, base: Loaded, name: str) -> Iterator[None]:
+    """Within it, inputs `x` of a shape that the model `name` cannot take are said to be so."""
     try:
-        mx.eval(learner.problem().apply(learner.meta["model"], x[:1]))
+        yield
     except ValueError as error:
-        if isinstance(error, ModelError):
+        shape = tuple(x.shape[1:])
+        if isinstance(error, ModelError) or shape == tuple(base.input_shape):
             raise
-        raise DataError(f"the model of {path} cannot take inputs of shape {tuple(x.shape[1:])} ({error})") from error
+        raise DataError(
+            f"{name} cannot take inputs of shape {shape}; it was trained on {tuple(base.input_shape)}"
+        ) from error
 
 
 def _adapt(learner: MetaLearner, x: mx.array, y: mx.array, num_steps: int | None) -> Any:

@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from ..adapters import ADAPTERS, AdapterConfig
 from ..adapters.attach import adapters_of
-from ..adapters.formats import fuse_folder
+from ..adapters.formats import CONFIG, fuse_folder, read_config
 from ..adapters.formats_mlx import export_mlx_lm, import_mlx_lm
 from ..adapters.formats_peft import export_peft, import_peft
 from ..backbones import backbone_class
@@ -27,6 +27,7 @@ from .loaded import load_learner
 EXPORTS = {"peft": export_peft, "mlx-lm": export_mlx_lm}
 # Of PEFT without its classifier: the prototypes of one's own labels take its place.
 IMPORTS = {"peft": functools.partial(import_peft, head=False), "mlx-lm": import_mlx_lm}
+_OWN = {"peft": "peft_type", "mlx-lm": "fine_tune_type"}  # what the configuration of each has, and of no other
 
 
 class Opened(NamedTuple):
@@ -46,6 +47,7 @@ def open_adapted(path: str | Path, *, source: str | None = None) -> Opened:
         path: it.
         source: where the base model is on this machine, where it differs from where it was.
     """
+    refuse_foreign(path)
     if (Path(path) / ABOUT).is_file():
         adapted = AdaptedTask.load(path, source=source)
         opened = Opened(adapted.model, adapted.config)
@@ -55,6 +57,15 @@ def open_adapted(path: str | Path, *, source: str | None = None) -> Opened:
     if adapters_of(opened.model) is None:
         raise AdapterError(f"{path} has no adapter: all of its model was trained")
     return opened
+
+
+def refuse_foreign(path: str | Path) -> None:
+    """Raise an `AdapterError` where `path` is an adapter folder of another library, and say what to do with it."""
+    if (format := None if (Path(path) / ABOUT).is_file() else _format_of(Path(path))) is not None:
+        name, own = "a PEFT", ""
+        if format == "mlx-lm":
+            name, own = "an mlx-lm", "use it with mlx_lm.generate or mlx_lm.fuse, or "
+        raise AdapterError(f"{path} is {name} adapter: {own}read it with `import --format {format}` first")
 
 
 def export_adapter(path: str | Path, format: str, folder: str | Path, *, source: str | None = None) -> Path:
@@ -82,7 +93,10 @@ def import_adapter(folder: str | Path, format: str, source: str, checkpoint: str
     Returns:
         what was read: the method and its number of parameters.
     """
-    read, backbone = IMPORTS[_format(format)], backbone_of(source)
+    read, found = IMPORTS[_format(format)], _format_of(Path(folder))
+    if found not in (None, format):
+        raise AdapterError(f"{folder} is an adapter of the other format: give --format {found}")
+    backbone = backbone_of(source)
     model = read(backbone_class(backbone)(source, num_classes=2), folder)
     attached = adapters_of(model)
     assert attached is not None
@@ -103,6 +117,14 @@ def fuse(
     """Write the base model of `path` with its adapter folded in; see `fuse_folder` for what is returned."""
     opened = open_adapted(path, source=source)
     return fuse_folder(opened.model, resolve(opened.source), folder, dequantize=dequantize)
+
+
+def _format_of(folder: Path) -> str | None:
+    """The library whose adapter folder this is, as `--format` names it; None where it is none."""
+    if not (folder / CONFIG).is_file():
+        return None
+    data = read_config(folder, {})
+    return next((format for format, key in _OWN.items() if key in data), None)
 
 
 def _format(name: str) -> str:

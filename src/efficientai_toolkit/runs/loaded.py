@@ -14,6 +14,8 @@ from ..errors import CheckpointError, ModelError
 from ..learners.learner import apply_fast
 from ..nn.functional import update
 from ..tasks import family
+from ..tasks.base import TaskConfig
+from ..tasks.images import ImageFamily
 from .base_model import load_checkpoint, move_base, placing
 from .build import build_learner, build_model, restore
 
@@ -32,14 +34,24 @@ class Loaded(NamedTuple):
 
 
 class Inputs:
-    """Texts (or numbers, which stay as they are) as what the configured model takes."""
+    """Texts, images (their files, or arrays) or numbers, which stay as they are, as what the configured model takes.
 
-    def __init__(self, config: MetaLearningConfig):
+    Args:
+        config: of the model.
+        input_shape: (H, W, C) that files of images are resized to.
+    """
+
+    def __init__(self, config: MetaLearningConfig, input_shape: tuple[int, ...] = ()):
         self._encode: Any = None
-        self._config = config
+        self._config, self._shape = config, input_shape
+        self.kind = kind_of_inputs(config)
 
     def __call__(self, inputs: Any) -> mx.array:
-        if not self._config.model.reads_texts:
+        if self.kind == "images":
+            from ..tasks.image_examples import image_arrays
+
+            return mx.array(image_arrays(inputs, self._config.task_distribution.task_families[0], self._shape))
+        if self.kind == "numbers":
             return mx.array(np.asarray(inputs, np.float32))
         from ..pretrained import load_tokenizer
         from ..tasks.text import BUCKETS
@@ -56,26 +68,53 @@ class Inputs:
 def load_learner(path: Path, *, source: str | None = None) -> Loaded:
     """The learner of a checkpoint, over the base model at `source` where that is given.
 
-    For texts no data set is read: what the tasks were does not matter to a new one.
+    For texts no data set is read, and for images none but to learn their size: what the tasks were does not matter to a
+    new one.
     """
-    header = read_header(path)
-    stored = header.get("config")
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"{path} holds no configuration (it was made by `save`, not by `train`)")
-    config = MetaLearningConfig.from_dict(stored, where=str(path))
+    header, config = read_header(path), stored_config(path)
     move_base(config, source)
-    if not config.model.reads_texts:
+    kind = kind_of_inputs(config)
+    if kind == "numbers":
         built = restore(path, config=config)
         tasks = built.splits.train
         outputs = max(split.output_dim for split in built.splits)
         return Loaded(built.learner, config, tasks.input_shape, outputs, tasks.is_classification)
     section = config.task_distribution
-    shape = (_max_length(config),)
+    shape = (_max_length(config),) if kind == "texts" else _image_shape(config)
     outputs = max(section.n_way, section.task_params.get("train_n_way", 0))
     with placing(header.get("base"), config, path):
         learner = structure(config, shape, outputs)
     load_checkpoint(learner, config, path)
     return Loaded(learner, config, shape, outputs)
+
+
+def stored_config(path: Path) -> MetaLearningConfig:
+    """The configuration in a checkpoint of `train`."""
+    stored = read_header(path).get("config")
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path} holds no configuration (it was made by `save`, not by `train`)")
+    return MetaLearningConfig.from_dict(stored, where=str(path))
+
+
+def kind_of_inputs(config: MetaLearningConfig) -> str:
+    """Whether the configured model reads "texts", "images" or "numbers"."""
+    if config.model.reads_texts:
+        return "texts"
+    kinds = map(family, config.task_distribution.task_families)
+    return "images" if all(issubclass(kind, ImageFamily) for kind in kinds) else "numbers"
+
+
+def read_arrays(
+    path: str | Path, kind: str, *, labelled: bool = True, columns: list[str] | None = None
+) -> tuple[Any, list[str] | None]:
+    """Inputs and labels of a user's file (or folder) of "images" or "numbers": `read_images` or `read_numbers`."""
+    if kind == "images":
+        from ..tasks.image_examples import read_images
+
+        return read_images(path, labelled=labelled)
+    from ..tasks.numbers import read_numbers
+
+    return read_numbers(path, labelled=labelled, columns=columns)
 
 
 def structure(config: MetaLearningConfig, input_shape: tuple[int, ...], output_dim: int) -> MetaLearner:
@@ -131,6 +170,15 @@ def _over_classes(array: mx.array, shape: tuple[int, ...]) -> mx.array:
     size, on = array.shape[0], mx.mean(mx.diag(array))
     off = (mx.sum(array) - size * on) / max(size * (size - 1), 1)
     return off + (on - off) * mx.eye(shape[0])
+
+
+def _image_shape(config: MetaLearningConfig) -> tuple[int, ...]:
+    """(H, W, C) of the images that the model was trained on."""
+    section, data_dir = config.task_distribution, config.paths.data_dir
+    name = section.task_families[0]
+    images = family(name).open(None if data_dir is None else Path(data_dir).expanduser())
+    assert isinstance(images, ImageFamily)
+    return tuple(images.input_shape(TaskConfig("images", name, task_params=section.task_params)))
 
 
 def _max_length(config: MetaLearningConfig) -> int:

@@ -113,7 +113,7 @@ def training_curves(panels: Mapping[str, Mapping[str, Curve]], title: str) -> Fi
             if len(x) > 60:  # a noisy curve: the single values faintly, their running mean over them
                 axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.7)
                 y = _running_mean(y, len(x) // 25)
-            axis.plot(x, y, color=colour)
+            axis.plot(x, y, color=colour, marker="o" if len(x) < 10 else None, markersize=3.5)  # one is seen, too
             _band(axis, x, y, curve.band, colour, floor=0.0 if metric == "loss" else -np.inf)
             ends.append((x[-1], y[-1], name, colour))
         _metric_axis(axis, metric)

@@ -126,8 +126,8 @@ def _training_title(panels: Mapping[str, Mapping[str, Any]]) -> str:
     if curve is None:
         return f"{metric} after adaptation, on training tasks"
     best = max(curve.y) if metric == "accuracy" else min(curve.y)
-    values = (f"{v:.1%}" if metric == "accuracy" else f"{v:.3g}" for v in (curve.y[0], best))
-    return f"Held-out {metric} after adaptation: {' → '.join(values)} at best"
+    first, best = (f"{v:.1%}" if metric == "accuracy" else f"{v:.3g}" for v in (curve.y[0], best))
+    return f"Held-out {metric} after adaptation: {first if len(curve.y) == 1 else f'{first} → {best} at best'}"
 
 
 def _gain(before: np.ndarray, after: np.ndarray, metric: str, steps: int) -> str:

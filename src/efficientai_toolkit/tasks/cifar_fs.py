@@ -34,6 +34,8 @@ class CifarFS(ImageFamily):
     Settings: those of `ImageFamily`.
     """
 
+    pixels = 32, 32, 3
+
     def read(self) -> ImageSet:
         arrays = read_cifar100(self.root)
         names = arrays["fine_names"].tolist()

@@ -18,6 +18,8 @@ class FC100(ImageFamily):
     `cifar_fs`. Settings: those of `ImageFamily`.
     """
 
+    pixels = 32, 32, 3
+
     def read(self) -> ImageSet:
         arrays = read_cifar100(self.root)
         classes, first = np.unique(arrays["fine"], return_index=True)

@@ -12,7 +12,7 @@ from .folders import Classes, class_folders, visible
 from .images import DECODER, ImageFamily, ImageSet, decode, shuffled
 from .storage import cached
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 class ImageFolder(ImageFamily):
@@ -37,9 +37,13 @@ class ImageFolder(ImageFamily):
             raise TaskSamplingError(f"{where(config)}: grayscale is {gray!r}; expected true or false")
         return size, "L" if gray else "RGB"
 
+    def input_shape(self, config: TaskConfig) -> tuple[int, ...]:
+        size, mode = self.variant(config)  # without reading the images
+        return size, size, len(mode)
+
     def read(self, size: int = 84, mode: str = "RGB") -> ImageSet:
         root = self.root / "image_folder" if (self.root / "image_folder").is_dir() else self.root
-        tree = class_folders(root, _classes)
+        tree = class_folders(root, classes_in)
         names, files, splits = [], [], {}
         for split, classes in tree.items():
             splits[split] = len(names) + np.arange(len(classes))
@@ -49,26 +53,38 @@ class ImageFolder(ImageFamily):
             order, a, b = shuffled(len(names), "image_folder"), round(0.64 * len(names)), round(0.8 * len(names))
             splits = {"train": order[:a], "val": order[a:b], "test": order[b:]}
         paths = [path for each in files for path in each]
-        images = cached(f"images-{size}-{mode}-{DECODER}", paths, lambda: _decode(paths, size, mode))["images"]
-        return ImageSet(images, np.cumsum([0, *map(len, files)]), names, splits)
+        kept = cached(
+            f"images-{size}-{mode}-{DECODER}", paths, lambda: {"images": decode_files(paths, (size, size), mode)}
+        )
+        return ImageSet(kept["images"], np.cumsum([0, *map(len, files)]), names, splits)
 
 
-def _classes(folder: Path) -> Classes:
+def classes_in(folder: Path) -> Classes:
+    """The folders of `folder` that hold images, with them; all in order of their names.
+
+    Raises:
+        DataNotFoundError: there is none.
+    """
     classes = {
         child.name: files
         for child in visible(folder)
-        if child.is_dir() and (files := [path for path in visible(child) if path.suffix.lower() in _SUFFIXES])
+        if child.is_dir() and (files := [path for path in visible(child) if path.suffix.lower() in SUFFIXES])
     }
     if not classes:
         raise DataNotFoundError(f"no images in {folder}; expected a folder for each class, with its images in it")
     return classes
 
 
-def _decode(paths: list[Path], size: int, mode: str) -> dict[str, np.ndarray]:
-    images = np.empty((len(paths), size, size, len(mode)), np.uint8)
+def decode_files(paths: list[Path], size: tuple[int, int], mode: str) -> np.ndarray:
+    """(N, *size, C) uint8, each as `decode` gives it.
+
+    Raises:
+        DataError: a file cannot be read, is damaged or no image.
+    """
+    images = np.empty((len(paths), *size, len(mode)), np.uint8)
     for image, path in zip(images, paths, strict=True):
         try:
-            image[:] = decode(path.read_bytes(), str(path), (size, size), mode)
+            image[:] = decode(path.read_bytes(), str(path), size, mode)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from None
-    return {"images": images}
+    return images

@@ -52,9 +52,11 @@ class ImageFamily(ClassFamily):
     known_params = ClassFamily.known_params | {"rotations"}
     examples = "images"
     rotations = False
+    ink = False  # files hold black strokes on white, which are read as 1 on 0
+    pixels: tuple[int, int, int] | None = None  # (H, W, C), where all data sets of the family have the same
 
     def input_shape(self, config: TaskConfig) -> tuple[int, ...]:
-        return self.data_set(config).images.shape[1:]
+        return self.pixels or self.data_set(config).images.shape[1:]
 
     def copies(self, config: TaskConfig) -> int:
         value = config.task_params.get("rotations", self.rotations)

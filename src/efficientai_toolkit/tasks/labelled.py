@@ -16,6 +16,9 @@ from ..errors import DataError, DataNotFoundError, did_you_mean
 
 _SHOWN = 5  # faults that one error names
 _COLUMNS = ("text", "label")
+# A cell of a tab-separated file and what ends it: in quotes as spreadsheets write them, or every character as it is.
+_TAB_CELL = re.compile(r'(?:"((?:[^"\t]|"")*)"|([^\t\r\n]*))(\t|\r\n|[\r\n]|\Z)')
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?(?:\r\n|[\r\n])', re.IGNORECASE)  # which Excel puts first
 _BREAKS = ("Cc", "Zl", "Zp")  # control characters, and the separators of lines and paragraphs
 
 
@@ -31,8 +34,8 @@ def read_examples(path: str | Path, *, labelled: bool = True) -> list[Example]:
     """The rows of the file `path`, in its order.
 
     Args:
-        path: `.csv` and `.tsv` with a header `text,label`, `.jsonl` with one object `{"text": …, "label": …}` a line,
-            or, where no labels are needed, any other name with one text a line.
+        path: `.csv` and `.tsv` with a header `text,label` and cells that may be quoted, `.jsonl` with one object
+            `{"text": …, "label": …}` a line, or, where no labels are needed, any other name with one text a line.
             A label is a string, a number, true or false, of one line and without tabs.
         labelled: a label is needed in every row; else the column may be missing.
 
@@ -132,49 +135,82 @@ def require_classes(examples: list[Example], name: str) -> list[str]:
 
 
 def _from_csv(text: str, name: str, delimiter: str, labelled: bool, faults: list[str]) -> Iterator[Example]:
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=quoting == 0)
-    line = 1
-    _check_separator(re.split(r"[\r\n]", text, maxsplit=1)[0], name, delimiter)
+    first, stated = 1, _SEPARATOR_LINE.match(text)
+    if stated:
+        if stated[1] != delimiter:
+            raise DataError(f"{name}, line 1: the separator is {stated[1]!r} and must be {delimiter!r}")
+        first, text = 2, text[stated.end() :]
+    _check_separator(re.split(r"[\r\n]", text, maxsplit=1)[0], name, first, delimiter)
+    rows = _tab_rows(text, first) if delimiter == "\t" else iter(_comma_rows(text, first, faults))
+    header = [cell.strip().lower() for cell in next(rows, (first, []))[1]]
+    if faults:
+        return
+    width = len(header)
+    while header and not header[-1]:  # left behind by columns that were deleted
+        header.pop()
+    _check_header(header, name, first, labelled)
+    where_text, where_label = header.index("text"), header.index("label") if "label" in header else None
+    for line, cells in rows:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) <= width and not any(cell.strip() for cell in cells[len(header) :]):
+            cells = cells[: len(header)]
+        if len(cells) != len(header):
+            faults.append(f"line {line}: {len(cells)} columns where the header has {len(header)}")
+        else:
+            yield Example(line, cells[where_text], None if where_label is None else cells[where_label])
+
+
+def _comma_rows(text: str, first: int, faults: list[str]) -> list[tuple[int, list[str]]]:
+    """(line, cells) of each row, lines counted from `first`; one that cannot be read goes to `faults` and ends them."""
+    reader, line, rows = csv.reader(io.StringIO(text, newline=""), strict=True), first, []
     before = csv.field_size_limit()
     csv.field_size_limit(max(before, len(text)))  # its own limit is for files of unknown length
     try:
-        header = [cell.strip().lower() for cell in next(reader)]
-        _check_header(header, name, labelled)
-        where_text, where_label = header.index("text"), header.index("label") if "label" in header else None
-        line = reader.line_num + 1
         for cells in reader:
-            if any(cell.strip() for cell in cells):
-                if len(cells) != len(header):
-                    faults.append(f"line {line}: {len(cells)} columns where the header has {len(header)}")
-                else:
-                    yield Example(line, cells[where_text], None if where_label is None else cells[where_label])
-            line = reader.line_num + 1
+            rows.append((line, cells))
+            line = first + reader.line_num
     except csv.Error as error:
         faults.append(f"line {line}: not valid CSV ({error})")
     finally:
         csv.field_size_limit(before)
+    return rows
 
 
-def _check_separator(line: str, name: str, delimiter: str) -> None:
+def _tab_rows(text: str, first: int) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of each row. Quotes count where they are a cell's first and last character and double within it."""
+    line, cells = first, []
+    for cell in _TAB_CELL.finditer(text):
+        quoted, plain, end = cell.groups()
+        cells.append(plain if quoted is None else quoted.replace('""', '"'))
+        if end != "\t":
+            yield first, cells
+            cells = []
+        line += len(lines_of(cell[0])) - 1
+        first = line if end != "\t" else first
+
+
+def _check_separator(line: str, name: str, number: int, delimiter: str) -> None:
     """`line` is a header's; spreadsheets of some languages separate by semicolons."""
     for other in ",;\t|":
         cells = [cell.strip(' "').lower() for cell in line.split(other)]
-        if other != delimiter and len(cells) > 1 and set(cells) <= set(_COLUMNS):
-            raise DataError(f"{name}, line 1: the separator is {other!r} and must be {delimiter!r}")
+        if other != delimiter and len(cells) > 1 and {"text"} <= set(cells) <= {*_COLUMNS, ""}:
+            raise DataError(f"{name}, line {number}: the separator is {other!r} and must be {delimiter!r}")
 
 
-def _check_header(header: list[str], name: str, labelled: bool) -> None:
+def _check_header(header: list[str], name: str, number: int, labelled: bool) -> None:
     needed = _COLUMNS if labelled else ("text",)
     wanted = ",".join(needed)
     for column in header:
         if column not in _COLUMNS:
             raise DataError(
-                f"{name}, line 1: unknown column {column!r}{did_you_mean(column, _COLUMNS)}; expected {wanted}"
+                f"{name}, line {number}: unknown column {column!r}{did_you_mean(column, _COLUMNS)}; expected {wanted}"
             )
     for column in needed:
         if header.count(column) != 1:
-            raise DataError(f"{name}, line 1: {header.count(column)} columns {column!r}; expected the header {wanted}")
+            raise DataError(
+                f"{name}, line {number}: {header.count(column)} columns {column!r}; expected the header {wanted}"
+            )
 
 
 def json_lines(text: str, faults: list[str]) -> Iterator[tuple[int, Any]]:

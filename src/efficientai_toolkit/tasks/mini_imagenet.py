@@ -33,6 +33,8 @@ class MiniImageNet(ImageFamily):
     Settings: those of `ImageFamily`.
     """
 
+    pixels = 84, 84, 3
+
     def read(self) -> ImageSet:
         folder = self.root / "mini-imagenet"
         images, labels, names, splits = [], [], [], {}

@@ -29,6 +29,8 @@ class Mnist(ImageFamily):
     family is for first steps and for continual learning. Settings: those of `ImageFamily`.
     """
 
+    pixels = 28, 28, 1
+
     def read(self) -> ImageSet:
         train_x, train_y, test_x, test_y = read_parts(self.root)
         images, labels = np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])

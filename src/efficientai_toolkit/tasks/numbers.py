@@ -1,4 +1,4 @@
-"""Examples that are numbers: a CSV whose last column is `label`, or an `.npz` with `x` and `y`."""
+"""Examples that are numbers: a CSV with a column `label`, or an `.npz` with `x` and `y`."""
 
 from __future__ import annotations
 
@@ -13,42 +13,91 @@ from ..errors import DataError
 from .labelled import decoded, fail, label_fault, read_bytes
 
 
-def read_numbers(path: str | Path, *, labelled: bool = True) -> tuple[np.ndarray, list[str] | None]:
-    """(x (N, …) float32, labels) of the file `path`.
+def read_numbers(
+    path: str | Path, *, labelled: bool = True, columns: list[str] | None = None
+) -> tuple[np.ndarray, list[str] | None]:
+    """(x (N, …), labels) of the file `path`; x is float32, or of the whole numbers that an `.npz` holds.
 
     Args:
         path: `.npz` with the arrays `x` (N, …) and `y` (N,), or a CSV with a header: numbers, and one column `label`.
+            Where no labels are needed, a CSV of nothing but numbers has no header.
         labelled: labels are needed.
+        columns: names of the numbers in the order that is wanted; a CSV's header must have these, in any order.
 
     Raises:
-        DataError: with the line of every bad row (the first five of them).
+        DataError: with the line of every bad row (the first five of them); a column is missing, or unknown.
     """
     path = Path(path)
     data = read_bytes(path)
-    x, labels = _from_npz(path, data) if path.suffix == ".npz" else _from_csv(path, data)
+    x, labels = _from_npz(path, data) if path.suffix == ".npz" else _from_csv(path, data, labelled, columns)
     if labelled and labels is None:
-        raise DataError(f"{path} has no {'array y' if path.suffix == '.npz' else 'column label'}")
+        raise DataError(f"{path} has no array y")
     faults = [(i, fault) for i, label in enumerate(labels or (), 1) if (fault := label_fault(label))]
     fail([f"example {i}: {fault}" for i, fault in faults], str(path))
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))[0])
-        raise DataError(f"{path}: example {row + 1} holds a number that is not finite")
+        raise DataError(f"{path}: example {row + 1} holds a number that is not finite, or beyond ±3.4e38 (float32)")
     return x, labels
+
+
+def column_names(path: str | Path) -> list[str] | None:
+    """Names of the numbers in the header of the CSV `path`, in its order; an `.npz` has none."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        return None
+    header, label, _ = _table(path, read_bytes(path))
+    return [cell for i, cell in enumerate(header) if i != label]
 
 
 def _from_npz(path: Path, data: bytes) -> tuple[np.ndarray, list[str] | None]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            x = np.asarray(arrays["x"], np.float32)
+            x = arrays["x"]
             labels = [str(label) for label in arrays["y"].tolist()] if "y" in arrays else None
     except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not an .npz with the arrays x and y ({error})") from None
+    if x.dtype.kind not in "biuf":
+        raise DataError(f"{path}: x holds {x.dtype}; expected numbers")
+    if x.dtype.kind in "bf":
+        x = _float32(x)
     if x.ndim < 2 or not len(x) or (labels is not None and len(labels) != len(x)):
         raise DataError(f"{path}: x is {x.shape} with {len(labels or ())} labels; expected (N, …) and (N,)")
     return x, labels
 
 
-def _from_csv(path: Path, data: bytes) -> tuple[np.ndarray, list[str] | None]:
+def _from_csv(
+    path: Path, data: bytes, labelled: bool, columns: list[str] | None
+) -> tuple[np.ndarray, list[str] | None]:
+    header, at, rows = _table(path, data)
+    names = [cell for i, cell in enumerate(header) if i != at]
+    if labelled and at is None:
+        raise DataError(f"{path} has no column label: its columns are {', '.join(header)}")
+    if at is None and sorted(names) != sorted(columns or ()) and all(map(_is_number, names)):  # the first line is a row
+        rows, order = [(1, header), *rows], list(range(len(names)))
+    else:
+        order = list(range(len(names))) if columns is None else _order(names, columns, path)
+    if not rows:
+        raise DataError(f"{path} has no rows below its header")
+    values, labels, faults = [], [], []
+    for line, cells in rows:
+        if len(cells) != len(header):
+            faults.append(f"line {line}: {len(cells)} columns where the header has {len(header)}")
+            continue
+        numbers = [cell for i, cell in enumerate(cells) if i != at]
+        try:
+            values.append([float(cell) for cell in numbers])
+        except ValueError:
+            bad = next(cell for cell in numbers if not _is_number(cell))
+            faults.append(f"line {line}: {bad!r} is not a number")
+        if at is not None and not cells[at].strip():
+            faults.append(f"line {line}: the label is missing")
+        labels.append(cells[at].strip() if at is not None else "")
+    fail(faults, str(path))
+    return _float32(np.array(values)[:, order]), labels if at is not None else None
+
+
+def _table(path: Path, data: bytes) -> tuple[list[str], int | None, list[tuple[int, list[str]]]]:
+    """The first line's cells, the place of `label` among them, and (line, cells) of the others that are not blank."""
     text = decoded(data, str(path))
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -56,24 +105,28 @@ def _from_csv(path: Path, data: bytes) -> tuple[np.ndarray, list[str] | None]:
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise DataError(f"{path} is not valid CSV: {error}") from None
-    if not rows:
-        raise DataError(f"{path} has no rows below its header")
-    at = header.index("label") if "label" in header else None
-    values, labels, faults = [], [], []
-    for line, cells in rows:
-        if len(cells) != len(header):
-            faults.append(f"line {line}: {len(cells)} columns where the header has {len(header)}")
-            continue
-        try:
-            values.append([float(cell) for i, cell in enumerate(cells) if i != at])
-        except ValueError:
-            bad = next(cell for i, cell in enumerate(cells) if i != at and not _is_number(cell))
-            faults.append(f"line {line}: {bad!r} is not a number")
-        if at is not None and not cells[at].strip():
-            faults.append(f"line {line}: the label is missing")
-        labels.append(cells[at].strip() if at is not None else "")
-    fail(faults, str(path))
-    return np.array(values, np.float32), labels if at is not None else None
+    if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        raise DataError(f"{path}, line 1: the separator is {other!r}; expected ',' between columns, and '.' in numbers")
+    places = [i for i, cell in enumerate(header) if cell.lower() == "label"]
+    if len(places) > 1:
+        raise DataError(f"{path}, line 1: {len(places)} columns label; expected one")
+    return header, places[0] if places else None, rows
+
+
+def _order(names: list[str], columns: list[str], path: Path) -> list[int]:
+    """Where in `names` each of `columns` is."""
+    if names == columns:
+        return list(range(len(names)))
+    faults = [f"no column {name!r}" for name in columns if name not in names]
+    faults += [f"unknown column {name!r}" for name in names if name not in columns]
+    faults += [f"{names.count(name)} columns {name!r}" for name in dict.fromkeys(names) if names.count(name) > 1]
+    fail(faults, f"{path}, line 1, where the columns of the adapted examples are expected in any order")
+    return [names.index(name) for name in columns]
+
+
+def _float32(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        return x.astype(np.float32)
 
 
 def _is_number(cell: str) -> bool:

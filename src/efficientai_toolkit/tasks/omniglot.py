@@ -38,6 +38,8 @@ class Omniglot(ImageFamily):
 
     known_params = ImageFamily.known_params | {"partition"}
     rotations = True
+    ink = True
+    pixels = 28, 28, 1
 
     def variant(self, config: TaskConfig) -> tuple:
         return (PARTITIONS[max(choice(config, "partition", PARTITIONS), 0)],)
