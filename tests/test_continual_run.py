@@ -15,9 +15,10 @@ from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.continual import figures, report
 from efficientai_toolkit.continual.run import Plan, run
 from efficientai_toolkit.errors import ConfigurationError, DataError
-from efficientai_toolkit.recipes.continual import open_run, plan_of
+from efficientai_toolkit.recipes.continual import plan_of
 from efficientai_toolkit.recipes.melpa import MeLPAConfig
 from efficientai_toolkit.recipes.reproduce import load_table
+from efficientai_toolkit.runs.experiment import open_run
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_all_options_are_checked_before_the_first_step(contexts, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["continual", "melpa"])
+@pytest.mark.parametrize("command", ["train", "continual", "melpa"])
 @pytest.mark.parametrize(
     ("made_by", "config"),
     [
@@ -225,3 +226,21 @@ def test_a_run_of_another_command_is_gone_on_with_by_that(tmp_path, command, mad
     assert said.exit_code == 2
     own = f"`{made_by}`; go on with `{made_by} --resume {tmp_path}`" if made_by else "no command that goes on"
     assert said.stderr == f"Error: {tmp_path} was made by {own}\n"
+
+
+def test_sentences_name_a_winner_only_where_the_seeds_tell_it_apart():
+    def summary(replay, naive):
+        return {
+            name: {
+                "average_accuracy": {"mean": sum(values) / 3, "values": values},
+                "backward_transfer": {"mean": sum(values) / 3 - 1, "values": [value - 1 for value in values]},
+            }
+            for name, values in (("naive", naive), ("replay", replay))
+        }
+
+    (sentence,) = report.reading(summary([0.8, 0.82, 0.81], [0.2, 0.21, 0.2]))
+    assert "replay ends highest, at 81.0 %, 60.7 points above plain fine-tuning" in sentence
+    assert "eplay forgets least" in sentence
+    (sentence,) = report.reading(summary([0.9, 0.2, 0.7], [0.3, 0.6, 0.5]))
+    assert sentence.startswith("The seeds do not tell apart which strategy ends highest: ")
+    assert "Nor which forgets least" in sentence

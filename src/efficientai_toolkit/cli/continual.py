@@ -56,8 +56,8 @@ def continual(
     Stopped at any moment, `--resume RUN` loses at most the context it was at.
     """
     from ..devices import select_device
-    from ..recipes.continual import experiment, open_run, plan_of
-    from ..runs.experiment import ExperimentManager
+    from ..recipes.continual import experiment, plan_of
+    from ..runs.experiment import ExperimentManager, open_run
 
     select_device(device)
     if resume is not None:

@@ -37,9 +37,8 @@ def melpa(
     """Meta-train MeLPA and its ablations, learn unseen tasks in a row with them and with baselines, and report."""
     from ..devices import select_device
     from ..files import link
-    from ..recipes.continual import open_run
     from ..recipes.melpa import MeLPAConfig, run_folder
-    from ..runs.experiment import ExperimentManager
+    from ..runs.experiment import ExperimentManager, open_run
 
     select_device(device)
     given: dict[str, Any] = {

@@ -73,9 +73,6 @@ def _run(config: Any, resume: Path | None, flags: Any, name: str | None, json: b
     # Where standard output is for the JSON line, progress goes to standard error.
     look = watch(sys.stderr if json else sys.stdout)
     if resume is not None:
-        from ..recipes.continual import open_run
-
-        open_run(resume, "train")
         return loop.resume(resume, flags, watch=look)
     return loop.train(config, name=name, watch=look)
 

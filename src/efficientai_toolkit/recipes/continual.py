@@ -30,8 +30,6 @@ _C = {
 }
 _BUDGET = {"permuted-mnist": 10}  # examples a class; 100 elsewhere
 _QUICK = {"iterations": 20, "hidden_dim": 32, "contexts": 3, "batch_size": 32}
-# What `config.json` of a run holds by the command that made it, and of no other.
-_OWN = {"train": "meta_learning", "continual": "strategies", "melpa": "n_meta_epochs"}
 
 
 def settings_of(strategy: str, stream: str | tuple, kind: str, classes: int = 10, contexts: int = 5) -> dict[str, Any]:
@@ -49,20 +47,6 @@ def settings_of(strategy: str, stream: str | tuple, kind: str, classes: int = 10
         groups = classes * contexts if name == "permuted-mnist" else 100 if name == "split-cifar100" else classes
         return {"capacity": budget * groups, "per_group": budget} if name in PROTOCOL else {"capacity": 1000}
     return {}
-
-
-def open_run(path: Path | str, command: str) -> ExperimentManager:
-    """The run folder `path`, to go on with by `command`.
-
-    Raises:
-        ConfigurationError: another command made it.
-    """
-    manager = ExperimentManager.open(path)
-    made_by = [name for name, key in _OWN.items() if key in manager.config]
-    if command not in made_by:
-        own = f"`{made_by[0]}`; go on with `{made_by[0]} --resume {path}`" if made_by else "no command that goes on"
-        raise ConfigurationError(f"{path} was made by {own}")
-    return manager
 
 
 def plan_of(given: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]] | None = None) -> Plan:

@@ -11,8 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointNotFoundError, DataError
+from ..errors import CheckpointNotFoundError, ConfigurationError, DataError
 from ..files import jsonable, read_json, write_json, write_text, writing
+
+# Command → what `config.json` of its runs holds, and that of no other's.
+_COMMANDS = {"train": "meta_learning", "continual": "strategies", "melpa": "n_meta_epochs"}
 
 
 class ExperimentManager:
@@ -166,6 +169,20 @@ def default_name(config: Mapping[str, Any]) -> str:
     families = [families] if isinstance(families, str) else list(families)
     names = [_camel(str(family).removesuffix("_classification")) for family in families]
     return "_".join([learner, "Mixed" if len(names) > 2 else "".join(names)]).strip("_")
+
+
+def open_run(path: Path | str, command: str) -> ExperimentManager:
+    """The run folder `path`, to go on with by `command`.
+
+    Raises:
+        ConfigurationError: another command made it.
+    """
+    manager = ExperimentManager.open(path)
+    made_by = [name for name, key in _COMMANDS.items() if key in manager.config]
+    if command not in made_by:
+        own = f"`{made_by[0]}`; go on with `{made_by[0]} --resume {path}`" if made_by else "no command that goes on"
+        raise ConfigurationError(f"{path} was made by {own}")
+    return manager
 
 
 def seed_of(config: Mapping[str, Any]) -> int | None:

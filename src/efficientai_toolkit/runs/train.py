@@ -28,7 +28,7 @@ from ..intervals import mean_ci95
 from ..logging import setup_logger
 from .base_model import describe_base, fixed_arrays, load_checkpoint
 from .build import Built, build
-from .experiment import ExperimentManager
+from .experiment import ExperimentManager, open_run
 from .trackers import open_trackers
 
 # Steps that may be queued on the device while Python prepares the next.
@@ -92,7 +92,7 @@ def resume(run: str | Path, overrides: Iterable[Override] = (), *, watch: Watch 
     Without a checkpoint it begins again. Rows of `metrics.jsonl` later than the checkpoint are dropped.
     """
     path, watch = Path(run), watch or Watch()
-    manager = ExperimentManager.open(path)
+    manager = open_run(path, "train")
     for unfinished in (path / "checkpoints").glob(".*.npz.*"):  # a kill came in the middle of a write
         unfinished.unlink(missing_ok=True)
     config = MetaLearningConfig.from_dict(manager.config, overrides, where=str(path / "config.json"))
