@@ -39,6 +39,7 @@ def _pair(
     shots: tuple[int, ...] = (5, 10),
     tasks: dict[str, Any] | None = None,
     where: str = "",
+    optimizer: dict[str, Any] | None = None,
     **meta_learning: Any,
 ) -> tuple[Row, ...]:
     return tuple(
@@ -49,6 +50,7 @@ def _pair(
             {
                 "meta_learning": {"algorithm": algorithm, **meta_learning},
                 "learner": learner or {},
+                "optimizer": optimizer or {},
                 "task_distribution": {"k_shot": shot, "query_size": shot, **(tasks or {})},
             },
             paper[i] if i < len(paper) else None,
@@ -140,7 +142,15 @@ TABLE = Table(
             num_meta_iterations=4000,
         ),
         *_pair("leo", "LEO", "leo", num_inner_steps=3, **LEO),
-        *_pair("r2d2", "R2-D2 (ridge head)", "r2d2", gradient_clip=1.0, num_meta_iterations=8000),
+        *_pair(
+            "r2d2",
+            "R2-D2 (ridge head)",
+            "r2d2",
+            learner={"strength": 10.0},
+            optimizer={"warmup_iterations": 500},
+            gradient_clip=1.0,
+            num_meta_iterations=8000,
+        ),
         *_pair(
             "alpaca",
             "ALPaCA (Bayesian head)",
