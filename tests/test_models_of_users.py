@@ -150,6 +150,17 @@ def test_inputs_are_looked_at_whole():
         learner.evaluate([tuple(part[:1] for part in singles(stack)[0])])
 
 
+def test_what_holds_a_model_and_a_function_holds_the_copy():
+    class Helper:
+        def __init__(self, model):
+            self.model, self.activation = model, nn.relu
+
+    model = Shared()
+    model.helper, model.activation = Helper(model), nn.relu
+    copied = clone(model)
+    assert copied.helper.model is copied
+
+
 @pytest.mark.parametrize("layer", [nn.relu, mx.tanh, nn.gelu, lambda x: mx.maximum(x, 0), nn.Sequential(mx.sigmoid)])
 def test_functions_among_layers_are_shared_by_a_copy(layer):
     model = Layers(nn.Linear(2, 8), layer, nn.Linear(8, 3))

@@ -202,6 +202,8 @@ def test_a_complete_run_has_nothing_left_to_do_and_can_be_made_longer(tmp_path):
     assert rows(short["run"]) == before
     with pytest.raises(ConfigurationError, match="has done 10 iterations already, and 5 are asked for"):
         resume(short["run"], [Override("meta_learning.num_meta_iterations", 5, "--iterations 5")])
+    with pytest.raises(ConfigurationError, match="goes on with its own seed"):
+        resume(short["run"], [Override("meta_learning.seed", 5, "--set")])
     longer = resume(short["run"], [Override("meta_learning.num_meta_iterations", 30, "--iterations 30")])
     whole = train(configured(tmp_path / "long"))
     arrays = [content(Path(report["checkpoints"]["last"]))[0] for report in (longer, whole)]

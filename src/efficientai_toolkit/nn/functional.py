@@ -78,7 +78,8 @@ def clone(model: nn.Module) -> nn.Module:
     MLX's own and compiled functions have none: `mx.tanh` or `nn.relu` in a list of layers, what pooling reduces by.
     """
     memo: dict[int, Any] = {id(array): array for _, array in tree_flatten(model.parameters())}
-    for part in _parts(model):
+    # Functions first: what holds some of them beside a module can then be copied.
+    for part in sorted(_parts(model), key=lambda part: not callable(part)):
         try:
             copy.deepcopy(part, dict(memo))  # a trial with a memo of its own, which must not outlive it
         except TypeError:

@@ -95,7 +95,10 @@ def resume(run: str | Path, overrides: Iterable[Override] = (), *, watch: Watch 
     manager = open_run(path, "train")
     for unfinished in (path / "checkpoints").glob(".*.npz.*"):  # a kill came in the middle of a write
         unfinished.unlink(missing_ok=True)
-    config = MetaLearningConfig.from_dict(manager.config, overrides, where=str(path / "config.json"))
+    where = str(path / "config.json")
+    config = MetaLearningConfig.from_dict(manager.config, overrides, where=where)
+    if config.seed != MetaLearningConfig.from_dict(manager.config, where=where).seed:
+        raise ConfigurationError(f"{path} goes on with its own seed; leave meta_learning.seed out")
     built = build(config)
     newest = newest_checkpoint(path, watch.say)
     progress, iteration = Progress(), 0

@@ -28,8 +28,10 @@ def read_images(path: str | Path, *, labelled: bool = True) -> tuple[Sequence[Pa
     """
     path = Path(path)
     if path.is_dir():
-        files = [] if labelled else _images(path)
-        return (files, None) if files else _by_label(path, labelled)
+        files = _images(path)
+        if files and (folder := next((f for f in visible(path) if f.is_dir() and _images(f)), None)):
+            raise DataError(f"{path} holds images ({files[0].name}) beside folders of images ({folder.name}); give one")
+        return (files, None) if files and not labelled else _by_label(path, labelled)
     if path.suffix.lower() in SUFFIXES and path.is_file() and not labelled:
         return [path], None
     if path.suffix == ".npz":

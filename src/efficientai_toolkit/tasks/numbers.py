@@ -72,7 +72,10 @@ def _from_csv(
     names = [cell for i, cell in enumerate(header) if i != at]
     if labelled and at is None:
         raise DataError(f"{path} has no column label: its columns are {', '.join(header)}")
-    if at is None and sorted(names) != sorted(columns or ()) and all(map(_is_number, names)):  # the first line is a row
+    # pandas and NumPy name columns 0, 1, … (others 1, 2, …) where nobody does.
+    numbered = any(names == [str(i) for i in range(first, first + len(names))] for first in (0, 1))
+    named = (numbered and columns is None) or sorted(names) == sorted(columns or ()) or not all(map(_is_number, names))
+    if at is None and not named:  # the first line is a row
         rows, order = [(1, header), *rows], list(range(len(names)))
     else:
         order = list(range(len(names))) if columns is None else _order(names, columns, path)
