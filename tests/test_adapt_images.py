@@ -210,7 +210,7 @@ def test_folders_that_are_no_examples_are_refused(made, support, tmp_path, cli):
     (flat / "0.png").rename(tmp_path / "one" / "cats" / "0.png")
     with pytest.raises(DataError, match="every example is 'cats'; at least two labels are needed"):
         read_images(tmp_path / "one")
-    (tmp_path / "one" / "loose.png").write_bytes((flat / "1.png").read_bytes())
+    (tmp_path / "one" / "loose.png").write_bytes((tmp_path / "one" / "cats" / "0.png").read_bytes())
     for labelled in (True, False):
         with pytest.raises(DataError, match=r"holds images \(loose\.png\) beside folders of images \(cats\)"):
             read_images(tmp_path / "one", labelled=labelled)
