@@ -80,7 +80,8 @@ def draw_plots(run: ExperimentManager, built: Built, evaluation: Evaluation) -> 
         )
     if np.isfinite(after).any():
         better = (after > before).mean() if short == "acc" else (after < before).mean()
-        title = f"Adaptation helps on {better:.0%} of the unseen tasks" if fits else f"{metric.capitalize()} by task"
+        of = "tasks" if report["tasks"] == report["episodes"] else "tasks' episodes"
+        title = f"Adaptation helps on {better:.0%} of the unseen {of}" if fits else f"{metric.capitalize()} by task"
         figures[f"{metric}_distribution"] = (
             plots.metric_distribution(before if fits else None, after, metric, title),
             seen(report) + (f", before and after {_steps(trained)}." if fits else "."),
