@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from efficientai_toolkit.nn.activations import gelu
 from efficientai_toolkit.nn.attention import LayerNorm, scaled_dot_product_attention, softmax
 
 
@@ -80,6 +81,42 @@ def test_layer_norm_in_every_order(affine):
             norm.weight, norm.bias = weight, bias
     for got, expected in zip(orders(mx.vmap(ours), 3 * x + 5), orders(mx.vmap(mlx), 3 * x + 5), strict=True):
         close(got, expected, 2e-5)
+
+
+def test_layer_norm_in_third_order():
+    (x,) = arrays((2, 5, 16))
+
+    def third(norm):
+        gradient = mx.grad(lambda x: mx.sum(mx.sin(norm(x))))
+        curved = mx.grad(lambda x: mx.sum(mx.square(gradient(x))))
+        return mx.grad(lambda x: mx.sum(mx.square(curved(x))))(x)
+
+    close(third(LayerNorm(16)), third(nn.LayerNorm(16)), 1e-4)
+
+
+@pytest.mark.parametrize("function", [gelu, LayerNorm(128)])
+def test_second_order_keeps_an_input_and_a_cotangent(function):
+    """Of each application two arrays, and no derivative: 2.9 with what is at work, where it was 4.9 and 6.1."""
+    depth, (x, cotangent, weight) = 32, arrays((256, 128), (256, 128), (128, 128))
+    weight = weight / 128**0.5
+
+    def gradient(x, cotangent, weight):
+        def chain(x):
+            for _ in range(depth):
+                x = function(x @ weight)
+            return x
+
+        return mx.vjp(chain, [x], [cotangent])[1][0]
+
+    @mx.compile
+    def second(x, cotangent, weight):
+        return mx.vjp(lambda x, c: gradient(x, c, weight), [x, cotangent], [cotangent])[1]
+
+    mx.eval(x, cotangent, weight)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(second(x, cotangent, weight))
+    assert (mx.get_peak_memory() - before) / x.nbytes / depth < 3.5
 
 
 def test_other_types_are_left_to_mlx():

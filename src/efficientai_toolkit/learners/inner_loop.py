@@ -15,7 +15,7 @@ from .update_rules import RuleParameters, UpdateRule
 
 # Steps of second order whose intermediate results are kept for the way back: the last ones. Those of the steps before
 # are computed again, when nothing is left of the last.
-KEPT = 4
+KEPT = 5
 
 _stacked = ContextVar("stacked", default=False)
 
@@ -57,7 +57,7 @@ def inner_loop(
         second_order: differentiate through the inner gradients; otherwise they count as constants.
         checkpoint: of so many steps, the first ones, the intermediate results are computed again on the way back
             rather than kept: the same numbers, in less memory; True of all. Default: of second order, all but the last
-            4, so that memory does not grow with the steps. Where tasks are stacked (`stacking`), none.
+            5, so that memory does not grow with the steps. Where tasks are stacked (`stacking`), none.
         batch_size: rows of the support drawn anew for each step (Reptile); default: all of it.
         key: for random layers and minibatches; without it random layers are inactive.
         each: called with (k, weights) after k steps, k = 0 … `num_steps` (for losses over the whole trajectory).

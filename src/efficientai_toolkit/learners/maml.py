@@ -41,7 +41,7 @@ class MAMLLearner(MetaLearner):
     Options:
         first_order: count the inner gradients as constants (FOMAML).
         checkpoint: recompute so many inner steps, the first ones, on the way back (True: all), in place of keeping
-            their intermediate results; by default all but the last 4, so that memory does not grow with their number.
+            their intermediate results; by default all but the last 5, so that memory does not grow with their number.
 
     Example:
         >>> learner = MAMLLearner(SimpleClassifier(), inner_lr=0.1)

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from .conv import custom_function
-from .elementwise import cut, polynomial, positive
+from .elementwise import cut, polynomial, positive, stacks
 
 # Minimax fits P / Q: of φ(x) in x² on all reals, to 2e-8; and of Mills' ratio (1 − Φ(a)) / φ(a) on a ≥ 0, whose product
 # with φ is right to 1e-7.
@@ -58,8 +58,15 @@ def normal_pdf(x: mx.array) -> Any:
     return _density(x * x)
 
 
-# Each derivative is a function of x alone, so that x is all that is kept for the way back. For this
-# each also writes x² in its own way: MLX would find the same density in two of them, and keep it all the way between.
+# What is kept for the way back is x and the cotangents: a derivative is computed anew for every cotangent. As functions
+# of x alone two of the same would be one to `mx.compile`, which would keep it all the way between them; `mx.depends`,
+# which could part them, has no `vmap`.
+def _anew(x: mx.array, cotangent: mx.array) -> tuple[Any, Any]:
+    """x twice, for two fused kernels, in float32."""
+    x = x.astype(mx.float32)
+    return x + 0 * cotangent, x - cotangent * 0
+
+
 @custom_function
 def gelu(x):
     """x Φ(x), and up to five derivatives; for |x| up to 60,000, beyond which the powers of x² in it overflow."""
@@ -69,35 +76,40 @@ def gelu(x):
 
 
 @custom_function
-def _first(x):
-    y = x.astype(mx.float32)
-    density = _density(mx.square(y))
-    return (_cdf(y, density) + y * density).astype(x.dtype)
+def _first(x, cotangent):
+    """cotangent · gelu′(x)"""
+    y, again = _anew(x, cotangent)
+    density = _density(y * y)
+    return cotangent * cut(_cdf(again, density) + again * density).astype(x.dtype)
 
 
 @custom_function
-def _second(x):
-    a = mx.abs(x.astype(mx.float32))
-    return ((2 - a * a) * _density(a * a)).astype(x.dtype)
+def _second(x, cotangent):
+    """cotangent · gelu″(x)"""
+    y, again = _anew(x, cotangent)
+    return cotangent * ((2 - again * again) * _density(y * y)).astype(x.dtype)
 
 
 @gelu.vjp
 def _(x, cotangent, _output):
-    return cotangent * _first(x)
+    return _first(x, cotangent)
 
 
 @_first.vjp
-def _(x, cotangent, _output):
-    return cotangent * _second(x)
+def _(primals, cotangent, _output):
+    x, inner = primals
+    return _second(x, cotangent * inner), _first(x, cotangent)
 
 
 @_second.vjp
-def _(x, cotangent, output):
-    return cotangent * (-x * output - (2 * x * normal_pdf(x)).astype(x.dtype))
+def _(primals, cotangent, _output):
+    x, inner = primals
+    third = -x * ((4 - mx.square(x)) * normal_pdf(x)).astype(x.dtype)
+    return cotangent * inner * third, _second(x, cotangent)
 
 
-for _function in (gelu, _first, _second):  # without a rule MLX stacks, and then differentiates, the body
-    _function.vmap(lambda x, axis, function=_function: (function(x), axis))
+for _function in (gelu, _first, _second):
+    stacks(_function)
 
 
 def gelu_tanh(x: mx.array) -> mx.array:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .conv import custom_function
-from .elementwise import cut, polynomial
+from .elementwise import cut, polynomial, stacks
 
 # ln 2 in two parts, the first short enough for n · part to be exact (Cody & Waite 1980).
 _LN2 = (0.693145751953125, 1.42860682030941723212e-6)
@@ -70,43 +70,68 @@ class Projection(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """`mlx.nn.LayerNorm`; on a CPU its means are products with a column of ones, eight times as fast as `mx.mean`."""
+    """`mlx.nn.LayerNorm`; on a CPU in few passes, and little is kept for the way back."""
 
     def __call__(self, x: mx.array) -> mx.array:
         if mx.default_device() != mx.cpu or x.dtype != mx.float32:
             return super().__call__(x)
-        y = _normaliser(self.eps)(x)
+        y, _ = _normaliser(self.eps)(x)
         y = y * self.weight if "weight" in self else y
         return y + self.bias if "bias" in self else y
 
 
 @lru_cache(maxsize=16)
 def _normaliser(eps: float) -> Any:
-    """x ↦ (x − mean) / deviation over the last axis, to be differentiated to any order."""
+    """x ↦ (y, i): y = (x − mean) · i over the last axis, i = 1 / deviation; to be differentiated to any order.
 
-    def moments(x: mx.array) -> tuple[mx.array, mx.array]:
-        average = _average(x)
-        centred = x - x @ average
-        inverse: Any = mx.rsqrt(mx.square(centred) @ average + eps)
-        return centred, cut(inverse)  # or a square root would be taken for every element
+    What is kept for the way back is y, the number i of each row, and the cotangents, but not x.
+    """
 
     @custom_function
     def normalise(x):
-        centred, inverse = moments(x)
-        return centred * inverse
+        centred = x - _across(_mean(x), x)
+        inverse: Any = mx.rsqrt(_mean(mx.square(centred)) + eps)
+        inverse = cut(inverse)  # or a square root would be taken for every element
+        return centred * _across(inverse, x), inverse
 
     @normalise.vjp
-    def _(x, cotangent, output):
-        average, (_, inverse) = _average(x), moments(x)
-        along = (cotangent * output) @ average
-        return inverse * (cotangent - cotangent @ average - output * along)
+    def _(x, cotangents, outputs):
+        (y, inverse), (of_y, of_inverse) = outputs, cotangents
+        return _pulled_back(of_y, y, inverse, inverse * of_inverse / x.shape[-1])
 
     @normalise.vmap
     def _(x, axis):
-        return normalise(mx.moveaxis(x, axis, 0)), 0
+        return normalise(mx.moveaxis(x, axis, 0)), (0, 0)
 
     return normalise
 
 
-def _average(x: mx.array) -> mx.array:
-    return mx.full((x.shape[-1], 1), 1 / x.shape[-1])
+@custom_function
+def _pulled_back(c: mx.array, y: mx.array, inverse: mx.array, more: mx.array) -> mx.array:
+    """i · (c − mean(c) − y · (mean(c · y) + more)): the gradient for x, of cotangents c for y, n · more / i for i."""
+    mean = _mean(c)
+    own = inverse + 0 * mean  # or `mx.compile` would keep what is made of i for one cotangent until the next
+    return _across(own, y) * (c - _across(mean, y) - y * _across(_mean(c * y) + more, y))
+
+
+@_pulled_back.vjp
+def _(primals, cotangent, _output):
+    c, y, inverse, more = primals
+    n, along, back = c.shape[-1], _mean(c * y) + more, _mean(cotangent * y)
+    of_y = -cotangent * _across(inverse * along, y) - c * _across(inverse * back, y)
+    of_inverse = n * (_mean(cotangent * c) - _mean(cotangent) * _mean(c) - back * along)
+    of_c = _pulled_back(cotangent, y, inverse, mx.zeros_like(more))
+    return of_c, of_y, of_inverse, -n * inverse * back
+
+
+stacks(_pulled_back)
+
+
+def _mean(x: mx.array) -> mx.array:
+    """Over the last axis, which stays, as a product: eight times as fast on a CPU as `mx.mean`."""
+    return x @ mx.full((x.shape[-1], 1), 1 / x.shape[-1])
+
+
+def _across(rows: mx.array, like: mx.array) -> mx.array:
+    """A number a row, (…, 1), along the rows of `like`, as a product: a fused kernel that broadcasts is slower."""
+    return rows @ mx.ones((1, like.shape[-1]))

@@ -39,6 +39,20 @@ def scaling(factor: float) -> Any:
     return scale
 
 
+def stacks(function: Any) -> None:
+    """Give an element-wise custom function of one or more arrays of one shape its rule for `mx.vmap`.
+
+    Without one MLX stacks the function's body, and then differentiates that.
+    """
+
+    @function.vmap
+    def _(inputs, axes):
+        if isinstance(inputs, mx.array):
+            return function(inputs), axes
+        moved = (mx.moveaxis(a, i, 0) if i is not None and i >= 0 else a for a, i in zip(inputs, axes, strict=True))
+        return function(*moved), 0
+
+
 def cut(x: mx.array) -> mx.array:
     """x, where a CPU's fused kernel ends, as it takes no reshape; by itself it ends at a depth of eleven operations."""
     if mx.default_device() != mx.cpu:
