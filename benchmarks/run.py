@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -51,7 +52,7 @@ def main() -> None:
     record = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": {"cpu": _chip(), "cores": os.cpu_count(), "system": platform.system(), "arch": platform.machine()},
-        "command": "python benchmarks/run.py " + " ".join(sys.argv[1:]).replace(options.peers_python, "PYTHON"),
+        "command": _command({options.peers_python: "PYTHON", str(options.json): "FILE"}),
         "preload": options.preload,
         "versions": _versions(options.peers_python),
         "workloads": {},
@@ -64,6 +65,11 @@ def main() -> None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         options.json.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+
+
+def _command(names: dict[str, str]) -> str:
+    """This command, with what is of this machine alone by another name."""
+    return "python benchmarks/run.py " + shlex.join(names.get(word, word) for word in sys.argv[1:])
 
 
 def _compete(name: str, options: argparse.Namespace) -> dict:
