@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,10 @@ import efficientai_toolkit  # noqa: F401
 # isort: split
 import mlx.core as mx
 
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # read at MLX's first matrix product; references are float32
+if mx.default_device() != mx.cpu:
+    mx.set_cache_limit(512 << 20)  # pytest-xdist's workers share one memory, and each would keep most of it
+
 settings.register_profile("toolkit", deadline=None, derandomize=True, database=None)
 settings.load_profile("toolkit")
 
@@ -24,6 +30,32 @@ settings.load_profile("toolkit")
 def pytest_runtest_setup() -> None:
     """What a test or its fixtures draw without a key does not depend on which tests this process has run before."""
     mx.random.seed(0)
+
+
+@pytest.fixture
+def on_cpu() -> Iterator[None]:
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(device)
+
+
+@pytest.fixture
+def peak_bytes(on_cpu: None) -> Callable[[Callable[[], object]], int]:
+    """Measures the memory that a function needs at its peak, beyond what is there before; on the CPU.
+
+    A GPU holds every temporary array until its command buffer has ended, which hides what small arrays would show.
+    """
+
+    def measure(run: Callable[[], object]) -> int:
+        mx.synchronize()
+        gc.collect()  # what other tests left is not to be freed meanwhile
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        run()
+        return mx.get_peak_memory() - before
+
+    return measure
 
 
 @pytest.fixture(scope="session")

@@ -109,6 +109,18 @@ def test_on_disk_it_survives_but_not_for_another_model(tmp_path):
     assert third.computed == 12
 
 
+def test_what_another_device_or_precision_gave_is_not_read(tmp_path, monkeypatch):
+    model, _ = adapted()
+
+    def folder(device, tf32):
+        with monkeypatch.context() as patch:
+            patch.setattr(mx, "default_device", lambda: device)
+            patch.setenv("MLX_ENABLE_TF32", tf32)
+            return FrozenPrefix(model, tmp_path)._folder
+
+    assert len({folder(mx.gpu, "0"), folder(mx.gpu, "1"), folder(mx.cpu, "0"), folder(mx.cpu, "1")}) == 3
+
+
 def saved(array) -> bytes:
     file = io.BytesIO()
     np.save(file, array)

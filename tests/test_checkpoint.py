@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import stat
+import sys
 import threading
 import zipfile
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -74,6 +76,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(file):
         write_npz(file, {**ARRAYS, "bad": np.array(["text"])}, HEADER)
     assert file.read_bytes() == before
     assert os.listdir(file.parent) == [file.name]
+
+
+@pytest.mark.parametrize("able", [True, False], ids=["full", "plain"])
+def test_a_mac_is_asked_to_write_to_the_disk_itself(file, monkeypatch, able):
+    synced, full = [], 51  # F_FULLFSYNC there
+
+    def fcntl(handle, command):
+        if not able:
+            raise OSError(45, "Operation not supported")
+        synced.append(command)
+
+    monkeypatch.setitem(sys.modules, "fcntl", SimpleNamespace(fcntl=fcntl, F_FULLFSYNC=full))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append("fsync"))
+    write_npz(file, ARRAYS)
+    assert synced == [full if able else "fsync"] * 2  # the file, and the folder that names it
 
 
 def test_a_reader_beside_a_writer_sees_whole_files_only(tmp_path):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from ctypes.util import find_library
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from typer.testing import CliRunner
 
-from efficientai_toolkit import __version__
+from efficientai_toolkit import __version__, devices
 from efficientai_toolkit.backbones import BACKBONES
 from efficientai_toolkit.cli import COMMANDS, PREFIX, app
+from efficientai_toolkit.cli.validate import backend_checks
 from efficientai_toolkit.learners import LEARNERS
 from efficientai_toolkit.runs.experiment import ExperimentManager
 from efficientai_toolkit.tasks import FAMILIES
@@ -96,7 +99,7 @@ def test_freed_memory_is_kept_unless_the_user_has_settings_of_his_own():
 def test_info_without_options_is_the_same_by_the_short_way():
     """The entry point answers it without Typer's option parsing; the output is the same."""
     short = process("meta-learning-peft:info").stdout
-    assert short == process("meta-learning-peft:info", "--device", "cpu").stdout
+    assert short == process("meta-learning-peft:info", "--device", "gpu" if devices.gpu_kind() else "cpu").stdout
     assert json.loads(process("meta-learning-peft:info", "--json").stdout)["status"] == "ready"
 
 
@@ -155,6 +158,54 @@ def test_validate_finds_a_wrong_gradient(cli, monkeypatch):
     assert {"gradient", "second-order gradient", "vmap"} <= failed
 
 
+def test_validate_says_how_to_keep_one_of_two_backends(cli, monkeypatch):
+    installed = {"mlx-cpu": "0.32.4", "mlx-cuda-13": "0.32.4"}
+
+    def version(name: str) -> str:
+        if name.startswith("mlx-") and name not in installed:
+            raise PackageNotFoundError(name)
+        return installed.get(name, "1")
+
+    monkeypatch.setattr("efficientai_toolkit.cli.validate.version", version)
+    checks = json.loads(cli("validate", "--configs", ROOT / "configs", "--json").stdout)["checks"]
+    (both,) = (check for check in checks if check["name"] == "one backend")
+    assert not both["ok"]
+    assert both["detail"] == "mlx-cpu and mlx-cuda-13 overwrite each other's libmlx.so"
+    expected = "pip uninstall -y mlx-cpu && pip install --force-reinstall --no-deps mlx-cuda-13==0.32.4"
+    assert both["remedy"] == expected
+    del installed["mlx-cpu"]
+    assert not list(backend_checks())
+
+
+@pytest.mark.parametrize(
+    ("system", "place", "works", "compiles", "advice"),
+    [
+        ("linux", "/usr/bin/g++", {"g++"}, True, ""),
+        ("linux", "/usr/bin/g++", set(), False, "apt-get install g++"),
+        ("linux", None, {"c++", "clang++"}, False, "apt-get install g++"),
+        ("darwin", "/usr/bin/g++", {"g++", "xcode-select"}, True, ""),
+        ("darwin", "/usr/bin/g++", {"g++"}, False, "xcode-select --install"),  # nor is Apple's stand-in run
+        ("darwin", "/opt/bin/g++", {"g++"}, True, ""),
+    ],
+)
+def test_mlx_compiles_where_g_plus_plus_runs(on_cpu, monkeypatch, system, place, works, compiles, advice):
+    monkeypatch.delenv("MLX_DISABLE_COMPILE", raising=False)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(devices.shutil, "which", lambda name: place if name == "g++" else f"/usr/bin/{name}")
+    monkeypatch.setattr(devices, "_succeeds", lambda command, *_: command in works)
+    devices._has_compiler.cache_clear()
+    found, why = devices.compiles()
+    devices._has_compiler.cache_clear()
+    assert found is compiles
+    assert advice in why
+
+
+def test_a_command_succeeds_or_not():
+    assert devices._succeeds(sys.executable, "--version")
+    assert not devices._succeeds(sys.executable, "--no-such-option")
+    assert not devices._succeeds("no-such-command-anywhere")
+
+
 def test_validate_finds_data(cli, tmp_path):
     (tmp_path / "mnist").mkdir()
     checks = json.loads(cli("validate", "--data-dir", tmp_path, "--json").stdout)["checks"]
@@ -209,10 +260,7 @@ def test_an_interrupted_run_says_how_to_go_on(cli, monkeypatch):
 
     def interrupt(self, iteration, latest):
         if iteration == 13:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(LineWatch, "step", interrupt)
     result = cli("train", *QUICK, code=130)

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
 from efficientai_toolkit.adapters import adapter_config, attach
@@ -486,6 +487,35 @@ def test_a_model_of_another_layout_is_refused_by_what_is_missing():
 
     with pytest.raises(ModelError, match="the model is no module with an input embedding"):
         LanguageModel(Inner(), 0)
+
+
+def test_mlx_norms_are_given_float32_and_a_norm_of_the_model_s_own_stays(monkeypatch):
+    class Own(nn.RMSNorm):
+        pass
+
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte, self.blocks = nn.Embedding(8, 4), [nn.RMSNorm(4), nn.LayerNorm(4)]
+            self.norm, self.own = nn.RMSNorm(4), Own(4)
+
+        def __call__(self, ids, cache=None):
+            h = self.wte(ids)
+            for block in self.blocks:
+                h = block(h)
+            return self.norm(h)
+
+    lm, given = Body(), []
+    lm.set_dtype(mx.float16)
+    paths = [path for path, _ in tree_flatten(lm.parameters())]
+    model = LanguageModel(lm, 0)
+    for name in ("rms_norm", "layer_norm"):
+        mlx = getattr(mx.fast, name)
+        monkeypatch.setattr(mx.fast, name, lambda x, *rest, mlx=mlx: given.append(x.dtype) or mlx(x, *rest))
+    assert model._hidden(mx.array([[1, 2]])).dtype == mx.float16
+    assert given == [mx.float32] * 3
+    assert type(lm.own) is Own
+    assert [path for path, _ in tree_flatten(lm.parameters())] == paths
 
 
 # --- the cache of frozen blocks ------------------------------------------------------------------------------------

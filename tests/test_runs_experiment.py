@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 
 import mlx.core as mx
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from efficientai_toolkit.errors import CheckpointNotFoundError, DataError, OutputError
 from efficientai_toolkit.files import jsonable, read_json, write_json
+from efficientai_toolkit.runs import experiment
 from efficientai_toolkit.runs.experiment import ExperimentManager
 
 CONFIG = {
@@ -30,6 +32,24 @@ def test_folder_is_named_after_algorithm_and_family(tmp_path):
     assert system["seed"] == 0  # seed 0 is a seed
     assert system["versions"]["mlx"]
     assert {"os", "python", "git_commit", "device"} <= set(system)
+
+
+def test_git_is_asked_only_within_a_repository(tmp_path, monkeypatch):
+    """On a Mac without the command line tools, `git` asks the user to install them."""
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "abc\n")
+
+    monkeypatch.setattr(experiment.subprocess, "run", run)
+    monkeypatch.chdir(tmp_path)
+    assert experiment._git_commit() is None
+    assert not asked
+    (tmp_path / "in" / "it").mkdir(parents=True)
+    (tmp_path / ".git").touch()  # of a worktree, a file
+    monkeypatch.chdir(tmp_path / "in" / "it")
+    assert experiment._git_commit() == "abc"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -160,7 +159,7 @@ def test_a_crash_around_a_checkpoint(whole, tmp_path, monkeypatch, number, befor
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_finishes_the_step_and_saves(whole, tmp_path, number):
-    watch = Raising(step=17, act=lambda: os.kill(os.getpid(), number))
+    watch = Raising(step=17, act=lambda: signal.raise_signal(number))
     handler = signal.getsignal(number)
     report = train(configured(tmp_path), watch=watch)
     assert signal.getsignal(number) is handler
@@ -173,8 +172,8 @@ def test_ctrl_c_finishes_the_step_and_saves(whole, tmp_path, number):
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path):
     def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         train(configured(tmp_path), watch=Raising(step=3, act=twice))

@@ -8,6 +8,7 @@ import functools
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -131,13 +132,27 @@ def compiles() -> tuple[bool, str]:
     if os.environ.get("MLX_DISABLE_COMPILE") is not None:
         return False, "MLX_DISABLE_COMPILE is set; unset it"
     if mx.default_device() == mx.cpu:
-        if shutil.which("g++") or shutil.which("c++") or shutil.which("clang++"):
+        if _has_compiler():
             return True, "with the C++ compiler of this machine"
-        return (
-            False,
-            "the CPU backend needs a C++ compiler at run time (Debian, Ubuntu: `apt-get install g++`)",
-        )
+        remedy = "`xcode-select --install`" if sys.platform == "darwin" else "Debian, Ubuntu: `apt-get install g++`"
+        return False, f"the CPU backend needs g++, a C++ compiler, at run time ({remedy})"
     return True, "on the GPU"
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    """Whether `g++ --version` succeeds: MLX's CPU backend asks that, and does without compiling where it fails."""
+    place = shutil.which("g++")
+    if sys.platform == "darwin" and place == "/usr/bin/g++" and not _succeeds("xcode-select", "-p"):
+        return False  # Apple's stand-in, which would ask the user to install the command line tools
+    return place is not None and _succeeds("g++", "--version")
+
+
+def _succeeds(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def gpu_kind() -> str | None:
@@ -171,8 +186,6 @@ def select_device(name: str | None) -> None:
 def chip() -> str:
     """The processor's name."""
     if sys.platform == "darwin":
-        import subprocess
-
         done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
         return done.stdout.strip() or platform.machine()
     try:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             with os.fdopen(handle, "wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                _to_disk(file.fileno())
             with contextlib.suppress(OSError):  # mkstemp's 0600 would hide the file from one's group
                 os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
@@ -126,11 +127,22 @@ def _umask() -> int:
     return mask
 
 
+def _to_disk(handle: int) -> None:
+    """`os.fsync`; that of a Mac leaves the bytes in the drive's own memory, so it is told to write them."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # not every file system can
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(handle)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the rename itself durable, where the system lets a folder be opened (not on Windows)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            _to_disk(handle)
         finally:
             os.close(handle)

@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from ..devices import gpu_kind
 from ..errors import ModelError
 from .bert import Encoder
 from .language_model import LanguageModel
@@ -204,10 +205,12 @@ class FrozenPrefix:
         return flat
 
     def _fingerprint(self) -> str:
-        """Names the frozen weights, the configuration, and the number of layers."""
+        """Names the frozen weights, the configuration, the number of layers and a GPU."""
         described = (self.model.config, self.layers)
         if isinstance(self.model, LanguageModel):
             described = (*described, type(self.model.lm).__module__, getattr(self.model.lm, "args", None))
+        if mx.default_device() == mx.gpu:  # whose products are rounded otherwise
+            described = (*described, gpu_kind(), os.environ.get("MLX_ENABLE_TF32", "1"))
         digest = hashlib.sha256(repr(described).encode())
         for path, array in self._below():
             digest.update(path.encode() + repr(array.shape).encode())

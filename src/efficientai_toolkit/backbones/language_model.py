@@ -17,6 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import ModelError
+from ..nn.attention import LayerNorm, RMSNorm
 from ..nn.functional import locate
 from ..nn.losses import target_logits
 from ..pretrained import TextTokenizer, is_language_model, load_tokenizer, resolve
@@ -37,6 +38,9 @@ class LanguageModel(nn.Module):
     The features of a text are the hidden state at its last token, from which the model predicts what follows. With
     label words, row c of `head` starts as the output embedding of word c, so that `head(features)` are the next-token
     logits of the words; trained, the head moves from there. Without, its rows are small and random.
+
+    MLX's norms in `lm` become those of `nn.attention`, which have gradients in half precision on a GPU. A norm of the
+    architecture's own (Gemma's) stays as it is: load such a model in bfloat16 or float32, not in float16.
 
     Args:
         lm: of mlx-lm. Its body is the module that holds the input embedding (of all embeddings the one with the most
@@ -62,6 +66,8 @@ class LanguageModel(nn.Module):
         if embedding is None or not stacks:
             raise ModelError(f"{type(lm).__module__} has no module with {_LAYOUT}; not supported")
         self.stack = max(stacks, key=lambda name: len(self._body[name]))
+        for _, norm in _leaves(lm):
+            norm.__class__ = _NORMS.get(type(norm), type(norm))
         vocabulary, size = len(embedding.weight), embedding(mx.array([0])).shape[-1]
         own = [path for path, m in _leaves(lm) if _is_linear(m) and len(m.weight) == vocabulary]
         self.output_path = next((p for p in own if p.rpartition(".")[0] in ("", self.body_path)), self.embedding_path)
@@ -188,6 +194,7 @@ class LanguageModel(nn.Module):
         return members @ rows.astype(mx.float32) / mx.sum(members, axis=1, keepdims=True)
 
 
+_NORMS: dict[type, type] = {nn.LayerNorm: LayerNorm, nn.RMSNorm: RMSNorm}
 _LAYOUT = "an input embedding and a list of blocks that maps ids (N, L) to hidden states (N, L, d)"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -29,6 +30,8 @@ _MODULES = {
     "mlx_lm": ("efficientai-toolkit[lm]", False),
     "wandb": ("efficientai-toolkit[wandb]", False),
 }
+# MLX's parts for Linux, each a package with a `libmlx.so` of its own at the same place.
+_BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 # What a user may have: data set → files, any one of which shows that it is there.
 _DATA = {
     "omniglot": ("omniglot/images_background.zip",),
@@ -62,7 +65,7 @@ def validate(
     from ..devices import select_device
 
     select_device(device)
-    checks = [*mlx_checks(), *module_checks(), *config_checks(configs), *data_checks(data_dir)]
+    checks = [*mlx_checks(), *backend_checks(), *module_checks(), *config_checks(configs), *data_checks(data_dir)]
     if tests:
         checks.append(suite())
     ok = all(check.ok for check in checks if check.needed)
@@ -106,6 +109,20 @@ def mlx_checks() -> Iterator[Check]:
     if mx.default_device() == mx.cpu:
         library, faster = allocator()
         yield Check("MLX", "fast allocator", faster is None, library, faster or "", needed=False)
+
+
+def backend_checks() -> Iterator[Check]:
+    """Of MLX's CPU and CUDA parts installed beside each other, the one that was unpacked last is in use, by chance."""
+    found = {}
+    for name in _BACKENDS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    if len(found) > 1:
+        kept = max(found)
+        surplus = " ".join(name for name in found if name != kept)
+        mend = f"pip install --force-reinstall --no-deps {kept}=={found[kept]}"
+        detail = f"{' and '.join(found)} overwrite each other's libmlx.so"
+        yield Check("MLX", "one backend", False, detail, f"pip uninstall -y {surplus} && {mend}", needed=False)
 
 
 def module_checks() -> Iterator[Check]:

@@ -27,7 +27,9 @@ def posterior(
         features, targets, mean, factor: Φ (S, D), Y (S, O), (D, O), and L (D, D).
 
     Returns:
-        the posterior's mean (D, O) and covariance (D, D), the same for every output.
+        the posterior's mean (D, O) and covariance (D, D), the same for every output. The covariance is a difference:
+        on GPUs whose products are rounded to TF32, variances below about 1e-3 of the prior's are rounding alone;
+        `MLX_ENABLE_TF32=0` asks for float32.
     """
     white = features @ factor  # (S, D)
     solved = solve_spd(regularized(white @ white.T, noise), mx.concatenate([targets - features @ mean, white], axis=-1))

@@ -289,6 +289,7 @@ def _shapes(stack: Sequence[mx.array]) -> str:
 
 def _peak_bytes(compute: Callable[[], Any]) -> int:
     """Of evaluating what `compute` returns, above what is there before; rounded up to a power of two."""
+    mx.synchronize()  # a GPU frees what an evaluation held some time after it
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     mx.eval(compute())

@@ -195,6 +195,7 @@ def _cost(learner: MetaLearner, tasks: TaskDistribution) -> dict[str, float]:
     mx.eval(sx, sy, qx)
     seconds, memory = [], 0
     for _ in range(_TIMED + 1):
+        mx.synchronize()  # a GPU frees what an evaluation held some time after it
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         started = time.perf_counter()

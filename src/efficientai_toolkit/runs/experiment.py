@@ -254,6 +254,9 @@ def _version(package: str) -> str | None:
 def _git_commit() -> str | None:
     """The commit checked out where the command was given, or null outside a repository."""
     try:
+        here = Path.cwd()
+        if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+            return None  # a Mac without the command line tools would ask the user to install git
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=2, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None

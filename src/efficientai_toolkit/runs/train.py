@@ -1,7 +1,8 @@
 """The only stateful loop: meta-train, validate, log, checkpoint, and go on after a stop as if there had been none.
 
 A run is a pure function of its configuration: batch `i` is drawn from (seed, i), and what a checkpoint holds is
-everything else. So a run that is killed at any moment and resumed ends bit for bit where it would have ended.
+everything else. So a run that is killed at any moment and resumed ends bit for bit where it would have ended; on
+a GPU, where an embedding is trained, to rounding, since its gradient is added up in no fixed order.
 """
 
 from __future__ import annotations
