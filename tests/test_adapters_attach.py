@@ -229,7 +229,7 @@ def test_options_are_checked():
         adapter_config("lora", rnk=3)
     with pytest.raises(AdapterError, match="no adapter method 'lra'; did you mean 'lora'"):
         adapter_config("lra")
-    with pytest.raises(AdapterError, match="LoRAConfig: rank should be greater than or equal to 1, given 0"):
+    with pytest.raises(AdapterError, match="LoRAConfig: rank should be greater than or equal to 1, got 0"):
         LoRAConfig(rank=0)
 
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's two edits, made in a copy of the package, are all that a new learner takes."""
+"""CONTRIBUTING.md's two edits, made in a copy of the package, are all that a new learner, adapter or family takes."""
 
 from __future__ import annotations
 
@@ -47,26 +47,35 @@ def run(command: list[str], source: Path, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def edited(tmp_path_factory) -> tuple[Path, str, str]:
-    """A copy of `src/` with the learner of CONTRIBUTING.md, and that learner's name and class."""
-    source = tmp_path_factory.mktemp("contributing") / "src"
-    shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    section = TEXT.partition("## Add a learner")[2].partition("\n## ")[0]
-    code = re.search(r"<!-- test: learner -->\n```python\n(.*?)^```$", section, re.M | re.S)
+def edit(package: Path, kind: str, room: str, table: str) -> tuple[str, str]:
+    """Make the two edits for a new `kind` in the copy `package`; its name in the table, and its class."""
+    section = TEXT.partition(f"## Add {'an' if kind[0] in 'aeiou' else 'a'} {kind}")[2].partition("\n## ")[0]
+    code = re.search(rf"<!-- test: {kind} -->\n```python\n(.*?)^```$", section, re.M | re.S)
     line = re.search(r'^```text\n( +"(\w+)": "(\w+):(\w+)",\n)```$', section, re.M)
-    file = re.search(r"Save it as `(learners/\w+\.py)` and add to `LEARNERS` in `(learners/__init__\.py)`", section)
+    file = re.search(rf"Save it as `({room}/\w+\.py)` and add to `{table}` in `({room}/__init__\.py)`", section)
     assert code
     assert line
     assert file
-    package = source / "efficientai_toolkit"
-    assert file[1] == f"learners/{line[3]}.py"
+    assert file[1] == f"{room}/{line[3]}.py"
     assert not (package / file[1]).exists()
     (package / file[1]).write_text(code[1], encoding="utf-8")
-    table = (package / file[2]).read_text(encoding="utf-8")
-    assert table.count("LEARNERS = {\n") == 1
-    (package / file[2]).write_text(table.replace("LEARNERS = {\n", "LEARNERS = {\n" + line[1]), encoding="utf-8")
-    return source, line[2], line[4]
+    text, count = re.subn(
+        rf"^{table}\b.* = {{\n", lambda start: start[0] + line[1], (package / file[2]).read_text(), flags=re.M
+    )
+    assert count == 1
+    (package / file[2]).write_text(text, encoding="utf-8")
+    return line[2], line[4]
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory) -> tuple[Path, str, str]:
+    """A copy of `src/` with what CONTRIBUTING.md adds, and the name and class of its learner."""
+    source = tmp_path_factory.mktemp("contributing") / "src"
+    shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    package = source / "efficientai_toolkit"
+    assert edit(package, "adapter", "adapters", "ADAPTERS") == ("input_scale", "InputScaleConfig")
+    assert edit(package, "family", "tasks", "FAMILIES") == ("sawtooth", "Sawtooth")
+    return source, *edit(package, "learner", "learners", "LEARNERS")
 
 
 def test_the_new_learner_is_known_trains_and_is_restored(edited, tmp_path):
@@ -88,12 +97,45 @@ def test_the_command_line_knows_it(edited, tmp_path):
     program = [sys.executable, "-m", "efficientai_toolkit"]
     assert re.search(rf"^Learners: .*\b{name}\b", run([*program, "info"], source, tmp_path), re.M)
     train = ["meta-learning-peft:train", "--algorithm", name, "--iterations", "3", "--no-report"]
-    run([*program, *train], source, tmp_path)
+    new = ["--set", "adapter.method=input_scale", "--set", "task_distribution.task_families=sawtooth"]
+    run([*program, *train, *new], source, tmp_path)
 
 
-def test_the_contract_tests_take_it_up(edited, tmp_path):
+@pytest.mark.parametrize(
+    ("tests", "which"),
+    [
+        ("contract_matrix", "NAME"),
+        ("contract_matrix", "sawtooth and (reptile or fomaml or anil or r2d2)"),
+        ("adapters_contract", "input_scale"),
+    ],
+)
+def test_the_contract_tests_take_it_up(edited, tmp_path, tests, which):
     source, name, _ = edited
-    matrix = ROOT / "tests" / "test_contract_matrix.py"
+    file = ROOT / "tests" / f"test_{tests}.py"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", os.devnull]
-    said = run([*command, str(matrix), "-k", name], source, tmp_path)
+    said = run([*command, str(file), "-k", which.replace("NAME", name)], source, tmp_path)
     assert int(re.search(r"(\d+) passed", said)[1]) > 3  # type: ignore[index]
+
+
+def test_without_editing_the_package(tmp_path):
+    """The adapter and the family as files of a user's own: only the imports differ."""
+    for kind, room in (("adapter", "adapters"), ("family", "tasks")):
+        code = re.search(rf"<!-- test: {kind} -->\n```python\n(.*?)^```$", TEXT, re.M | re.S)
+        assert code
+        own = (
+            code[1]
+            .replace("from ..", "from efficientai_toolkit.")
+            .replace("from .", f"from efficientai_toolkit.{room}.")
+        )
+        (tmp_path / f"my_{kind}.py").write_text(own, encoding="utf-8")
+    use = (
+        "from efficientai_toolkit import MLP, FOMAMLLearner, TaskConfig, TaskDistribution, attach\n"
+        "from my_adapter import InputScaleConfig\n"
+        "from my_family import Sawtooth\n"
+        "learner = FOMAMLLearner(attach(MLP(1, 1, 8), InputScaleConfig()))\n"
+        "assert learner.num_trainable < 30\n"
+        "learner.meta_train(Sawtooth().distribution(), num_iterations=2)\n"
+        "configs = [TaskConfig('a', 'sawtooth'), TaskConfig('b', 'sinusoid')]\n"
+        "learner.meta_train(TaskDistribution(configs, families={'sawtooth': Sawtooth()}), num_iterations=2)\n"
+    )
+    run([sys.executable, "-c", use], ROOT / "src", tmp_path)

@@ -37,7 +37,7 @@ def test_what_it_should_be_is_said(value, annotation, strict, said):
 
 
 def test_an_adapter_takes_no_boolean_for_a_number():
-    with pytest.raises(AdapterError, match="LoRAConfig: rank should be a number, given True"):
+    with pytest.raises(AdapterError, match="LoRAConfig: rank should be a number, got True"):
         LoRAConfig(rank=True)
 
 

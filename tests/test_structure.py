@@ -116,7 +116,7 @@ def test_ci_runs_the_examples_of_the_readme():
         assert line in script, f".ci/run does not have the line {line!r}"
 
 
-def test_the_api_page_is_current():
+def test_the_api_page_and_the_stub_are_current():
     sys.path.insert(0, str(ROOT / "docs"))
     try:
         import build_api
@@ -124,3 +124,6 @@ def test_the_api_page_is_current():
         sys.path.pop(0)
     written = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert written == build_api.build(), "run `uv run python docs/build_api.py`"
+    stub = (PACKAGE / "__init__.pyi").read_text(encoding="utf-8")
+    assert stub == build_api.build_stub(), "run `uv run python docs/build_api.py`"
+    assert (PACKAGE / "py.typed").is_file()

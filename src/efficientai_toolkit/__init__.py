@@ -1,6 +1,7 @@
 """efficientai-toolkit: meta-learning and parameter-efficient fine-tuning on MLX.
 
-Every public name can be imported from here; each is loaded when it is first asked for.
+Every public name can be imported from here; each is loaded when it is first asked for. Type checkers and editors read
+`__init__.pyi`, which `docs/build_api.py` writes from `_NAMES`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _NAMES = {
         "load_adapter_state",
         "merge",
     ),
+    ".adapters.base": ("Adapter", "AdapterConfig"),
     ".adapters.bitfit": ("BitFitConfig",),
     ".adapters.bottleneck": ("HoulsbyConfig", "ParallelConfig", "PfeifferConfig"),
     ".adapters.compacter": ("CompacterConfig",),
@@ -124,7 +126,11 @@ __all__ = ["__version__", *sorted(_MODULE_OF)]  # pyright: ignore[reportUnsuppor
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import difflib
+
+        close = difflib.get_close_matches(name, _MODULE_OF, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     value = getattr(import_module(_MODULE_OF[name], __name__), name)
     globals()[name] = value
     return value

@@ -10,12 +10,12 @@ import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigurationError, did_you_mean
-from .settings import Count, Fraction, Name, NonNegative, Positive, Steps
+from .settings import Count, Fraction, LearningRate, Name, NonNegative, Positive, Steps
 from .yaml_file import BROKEN, Keys, kind_of, load_text, nearest_line, problem, read_yaml
 
 
@@ -38,8 +38,8 @@ class MetaLearningSection(Section):
     algorithm: Name = "reptile"
     meta_batch_size: Count = Field(default=4, description="tasks an outer step")
     num_meta_iterations: Steps = 1000
-    inner_lr: Positive = 0.01
-    outer_lr: Positive = 0.001
+    inner_lr: LearningRate = 0.01
+    outer_lr: LearningRate = 0.001
     num_inner_steps: Steps = 5
     eval_interval: Count = Field(default=100, description="iterations between validations on held-out tasks")
     save_interval: Count = Field(default=500, description="iterations between periodic checkpoints")
@@ -149,7 +149,11 @@ class PathsSection(Section):
     output_dir: Name = Field(default="experiments", description="parent of run folders")
 
 
-class MetaLearningConfig(Section):
+# For type checkers the fields of `meta_learning` are the configuration's own, as its `__getattr__` gives them.
+_Shortcuts = MetaLearningSection if TYPE_CHECKING else Section
+
+
+class MetaLearningConfig(_Shortcuts):
     """The whole configuration: `config.task_distribution.k_shot`, and `config.inner_lr` for `meta_learning.inner_lr`.
 
     >>> config = MetaLearningConfig(inner_lr=0.1, model={"hidden_dim": 64})
@@ -220,10 +224,12 @@ class MetaLearningConfig(Section):
         """Nested plain values, defaults included; `from_dict` takes them back."""
         return self.model_dump()
 
-    def __getattr__(self, name: str) -> Any:
-        if name in MetaLearningSection.model_fields:
-            return getattr(self.meta_learning, name)
-        return super().__getattr__(name)  # type: ignore[misc]
+    if not TYPE_CHECKING:  # where it would make every misspelt name an `Any`
+
+        def __getattr__(self, name: str) -> Any:
+            if name in MetaLearningSection.model_fields:
+                return getattr(self.meta_learning, name)
+            return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in MetaLearningSection.model_fields:
@@ -305,7 +311,10 @@ def _fault(fault: Any) -> str:
     said = fault["msg"].replace("Input should", "should", 1)
     if fault["type"] in ("model_type", "dict_type"):
         said = "should be a section with keys of its own"
-    return f"{_dotted(keys)} {said[:1].lower()}{said[1:]}, got {_short(fault['input'])}"
+    got = _short(fault["input"])
+    if fault["type"] in ("float_type", "int_type") and isinstance(fault["input"], str):
+        got = f"the text {got}"  # YAML's `nan` is one
+    return f"{_dotted(keys)} {said[:1].lower()}{said[1:]}, got {got}"
 
 
 def _unknown(keys: Keys) -> str:

@@ -8,7 +8,6 @@ import functools
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -149,6 +148,8 @@ def _has_compiler() -> bool:
 
 
 def _succeeds(*command: str) -> bool:
+    import subprocess
+
     try:
         return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -186,6 +187,8 @@ def select_device(name: str | None) -> None:
 def chip() -> str:
     """The processor's name."""
     if sys.platform == "darwin":
+        import subprocess
+
         done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
         return done.stdout.strip() or platform.machine()
     try:

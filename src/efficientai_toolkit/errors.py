@@ -59,10 +59,18 @@ class OutputError(ToolkitError, OSError):
     """A folder or file that cannot be written."""
 
 
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """The one of `known` that was probably meant by `name`: one that contains it comes before one spelt alike."""
+    text, known = str(name), sorted(known)
+    holding = [one for one in known if len(text) >= 3 and text in one]
+    close = difflib.get_close_matches(text, holding or known, n=1, cutoff=0.0 if holding else 0.5)
+    return close[0] if close else None
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """`'; did you mean 'maml'? Known: …'`: the tail of an error about an unknown name."""
     known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
+    close = nearest(name, known)
+    hint = f"; did you mean {close!r}?" if close else "."
     more = f", … ({len(known)} in all)" if len(known) > _NAMED else ""
     return f"{hint} Known: {', '.join(known[:_NAMED])}{more}"

@@ -5,15 +5,25 @@ Sections of the configuration, learners, adapters and backbones annotate their s
 
 from __future__ import annotations
 
+import inspect
 import math
 from numbers import Integral, Real
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, did_you_mean
+
+
+def _not_lost(rate: float) -> float:
+    if rate < 1e-12:
+        raise PydanticCustomError("rate", "Input should be at least 1e-12: smaller steps are lost in float32")
+    return rate
+
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LearningRate = Annotated[Positive, AfterValidator(_not_lost)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -38,6 +48,18 @@ def as_annotated(value: Any, annotation: Any, *, strict: bool = False) -> Any:
     if isinstance(value, bool) is not isinstance(found, bool):
         raise ValueError(f"should be {'a number' if isinstance(value, bool) else 'true or false'}")
     return found
+
+
+def unknown_setting(made: type, name: str) -> str:
+    """The sentence about a keyword argument that no constructor among `made` and its bases has."""
+    known = {
+        parameter.name
+        for base in made.__mro__
+        if base is not object and "__init__" in vars(base)
+        for parameter in inspect.signature(base).parameters.values()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    return f"{made.__name__} has no setting {name!r}{did_you_mean(name, known)}"
 
 
 def check_positive(**values: float | None) -> None:

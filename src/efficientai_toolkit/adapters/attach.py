@@ -6,9 +6,11 @@ else: `model.trainable_parameters()` is then exactly the active adapters' arrays
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from numbers import Real
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,6 +22,8 @@ from ..nn.functional import update as update_parameters
 from .base import Adapted, AdapterConfig, Owner, Site, thaw
 from .quantized import dequantized, make_stackable
 from .select import SHARED, Node, select, walk
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
@@ -36,14 +40,14 @@ class Attached:
 
 
 def attach(
-    model: nn.Module,
+    model: M,
     config: AdapterConfig,
     target_modules: str | Sequence[str] | None = None,
     *,
     key: mx.array | None = None,
     name: str = "default",
     train_head: bool | str = False,
-) -> nn.Module:
+) -> M:
     """Put an adapter on `model`, freeze the rest, and make the adapter the active one.
 
     Args:
@@ -64,7 +68,7 @@ def attach(
     >>> model = attach(MLP(2, 5), LoRAConfig(rank=4), "linear")
     """
     attached = adapters_of(model)
-    if not name.isidentifier():
+    if not (isinstance(name, str) and name.isidentifier()):
         raise AdapterError(f"adapter name {name!r} must be an identifier: it becomes part of parameter paths")
     if attached and name in attached.configs:
         raise AdapterError(f"this model already has an adapter named {name!r}; detach it or choose another name")
@@ -98,14 +102,19 @@ def attach(
     return activate(model, name)
 
 
-def activate(model: nn.Module, names: str | Mapping[str, float] | None) -> nn.Module:
+def activate(model: M, names: str | Mapping[str, float] | None) -> M:
     """Choose the adapters that act and are trained: one by name, several by weight, or none (`None`).
 
     Each adapted layer gives base + Σ wᵢ (adapterᵢ − base); a layer that an adapter does not cover is unchanged by it.
     A trained head is mixed alike, W₀ + Σ wᵢ (Wᵢ − W₀); a mixture of heads is no adapter's own, so it is not trained.
+
+    Raises:
+        AdapterError: no adapter has that name, a weight is not finite, or an adapter of a mixture cannot be weighted.
+
+    >>> activate(model, {"english": 0.7, "legal": 0.3})
     """
     attached = _require(model)
-    weights = {} if names is None else {names: 1.0} if isinstance(names, str) else dict(names)
+    weights = _weights(names)
     for name in weights:
         if name not in attached.configs:
             raise AdapterError(f"no adapter named {name!r}{did_you_mean(name, attached.configs)}")
@@ -117,7 +126,7 @@ def activate(model: nn.Module, names: str | Mapping[str, float] | None) -> nn.Mo
                 )
     model.freeze()
     for slot in slots(model).values():
-        slot.active = tuple((n, float(w)) for n, w in weights.items() if n in slot.adapters)
+        slot.active = tuple((n, w) for n, w in weights.items() if n in slot.adapters)
         for name, _ in slot.active:
             slot.adapters[name].thaw()
     for name, shared in model.get(SHARED, {}).items():
@@ -131,7 +140,22 @@ def activate(model: nn.Module, names: str | Mapping[str, float] | None) -> nn.Mo
     return model
 
 
-def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+def _weights(names: object) -> dict[str, float]:
+    """Name → weight of what `activate` was given."""
+    if names is None or isinstance(names, str):
+        return {} if names is None else {names: 1.0}
+    if not (
+        isinstance(names, Mapping)
+        and all(isinstance(weight, (Real, mx.array)) and math.isfinite(weight) for weight in names.values())
+    ):
+        raise AdapterError(
+            f"activate takes a name, a mapping of names to finite weights such as {{'a': 0.5, 'b': 0.5}}, or None; "
+            f"got {names!r}"
+        )
+    return {name: float(weight) for name, weight in names.items()}
+
+
+def detach(model: M, name: str | None = None) -> M:
     """Take one adapter off, with its head, or (`None`) all of them; without any, the model is what it was before."""
     attached = _require(model)
     names = list(attached.configs) if name is None else [name]
@@ -150,7 +174,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     return _tidy(model, attached)
 
 
-def merge(model: nn.Module, *, dequantize: bool = False) -> nn.Module:
+def merge(model: M, *, dequantize: bool = False) -> M:
     """Fold what acts now into the base weights and take every adapter off.
 
     A quantised base is quantised again, which loses part of a small delta (`quantization_loss` measures it);
@@ -250,7 +274,7 @@ def write_head(model: nn.Module, name: str, arrays: Mapping[str, mx.array]) -> N
         _write(_module(model, path), arrays)
 
 
-def load_adapter_state(model: nn.Module, arrays: Mapping[str, mx.array], name: str = "default") -> nn.Module:
+def load_adapter_state(model: M, arrays: Mapping[str, mx.array], name: str = "default") -> M:
     """Write arrays as `adapter_state` gave them; names and shapes must agree.
 
     Raises:
@@ -275,7 +299,7 @@ def load_adapter_state(model: nn.Module, arrays: Mapping[str, mx.array], name: s
     return model
 
 
-def _slot(model: nn.Module, node: Node) -> tuple[Adapted, nn.Module]:
+def _slot(model: nn.Module, node: Node) -> tuple[Adapted, Any]:
     """The slot around `node`'s module, made where there is none; and the model, which may be that slot."""
     if node.container is None:
         if isinstance(model, Adapted):
@@ -332,7 +356,7 @@ def _hold(model: nn.Module, attached: Attached, path: str, acting: Mapping[str, 
     _write(head, mixed)
 
 
-def _tidy(model: nn.Module, attached: Attached) -> nn.Module:
+def _tidy(model: M, attached: Attached) -> M:
     if attached.configs:
         act = {n: w for slot in slots(model).values() for n, w in slot.active}
         return activate(model, act or None)

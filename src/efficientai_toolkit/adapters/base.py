@@ -45,7 +45,7 @@ class AdapterConfig:
             try:
                 checked = as_annotated(value, hints[field.name])
             except ValueError as error:
-                raise AdapterError(f"{type(self).__name__}: {field.name} {error}, given {value!r}") from None
+                raise AdapterError(f"{type(self).__name__}: {field.name} {error}, got {value!r}") from None
             object.__setattr__(self, field.name, checked)  # the class is frozen; a YAML list becomes a tuple
 
     def training(self, total_steps: int) -> Training | None:

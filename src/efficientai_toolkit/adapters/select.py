@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import mlx.nn as nn
 
-from ..errors import AdapterError, did_you_mean
-from .base import Adapted
+from ..errors import AdapterError, nearest
+from .base import Adapted, AdapterConfig
 from .quantized import is_linear
 
 # The names that model families give the same layer (own encoders and Llama-likes, BERT, DistilBERT, mlx.nn, GPT-2 …).
@@ -103,6 +103,8 @@ def select(
     Raises:
         AdapterError: nothing matched, and the message lists what could; or there is nothing to match.
     """
+    if not isinstance(config, AdapterConfig):
+        raise AdapterError(f"an adapter's configuration is an object such as LoRAConfig(rank=8), got {config!r}")
     if target_modules is not None:
         _check_targets(target_modules)
     nodes = [
@@ -146,7 +148,16 @@ def _nothing_matched(config: Any, alternatives: Sequence[Sequence[str]], nodes: 
     paths = [node.path or "(the model itself)" for node in nodes]
     shown = ", ".join(paths[:12]) + (f", … ({len(paths)} in all)" if len(paths) > 12 else "")
     kinds = [kind for kind, test in KINDS.items() if any(test(node) for node in nodes)]
-    endings = {path.split(".")[-1] for path in paths}
-    hint = did_you_mean(alternatives[-1][0], {*endings, *kinds, *paths}) if len(alternatives) == 1 else "; "
-    hint = hint.split(" Known:")[0].rstrip(".")
-    return f"{start}{hint if hint.strip('; ') else ''}. It could go to: {shown}; or by kind: {', '.join(kinds)}."
+    meant = _meant(alternatives[-1][0], paths, kinds) if len(alternatives) == 1 else None
+    hint = f"; did you mean {meant!r}?" if meant else "."
+    return f"{start}{hint} It could go to: {shown}; or by kind: {', '.join(kinds)}."
+
+
+def _meant(pattern: str, paths: Sequence[str], kinds: Sequence[str]) -> str | None:
+    """The path, ending, kind or glob that `pattern` was probably meant to be."""
+    if not any(sign in pattern for sign in "*?["):
+        return nearest(pattern, {*(path.split(".")[-1] for path in paths), *kinds, *paths})
+    names = {name for path in paths for name in path.split(".")}
+    parts = [part if any(sign in part for sign in "*?[") else nearest(part, names) for part in pattern.split(".")]
+    glob = ".".join(part or "*" for part in parts)
+    return glob if any(named(path, glob) for path in paths) else None

@@ -14,6 +14,7 @@ from ..errors import ConfigurationError, DataError, DivergenceError
 from ..nn.functional import Parameters, functional, trainable, update
 from ..nn.trees import check_fit, flatten, unflatten
 from ..optimizers import initial_state, outer_optimizer, pure_update
+from ..settings import unknown_setting
 from .loss import as_input, masks_of, row_losses, to_numpy
 from .naive import Naive
 from .strategy import Batch, Lesson, Strategy, check
@@ -55,7 +56,10 @@ class ContinualLearner:
         kind: str = "domain",
         seed: int = 0,
         compile: bool = True,
+        **unknown: Any,
     ):
+        if unknown:
+            raise ConfigurationError(unknown_setting(type(self), next(iter(unknown))))
         check(iterations, "iterations", low=1)
         check(batch_size, "batch_size", low=1)
         check(learning_rate, "learning_rate", strict=True)

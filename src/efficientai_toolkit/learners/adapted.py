@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,7 +13,14 @@ from ..nn.statistics import keep, recorded
 from .learner import Learner, apply_fast, bind
 
 
-class AdaptedModel(nn.Module):
+class Predictor(nn.Module):
+    """What `adapt` gives, for type checkers: a module that is called with inputs and answers with predictions."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        raise NotImplementedError
+
+
+class AdaptedModel(Predictor):
     """A model together with a learner's fast state that is not weights (prototypes, a closed-form head, …)."""
 
     def __init__(self, model: nn.Module, learner: Learner, fast: Any, loss_fn: LossFn | None, head: str | None):
@@ -28,9 +35,10 @@ class AdaptedModel(nn.Module):
 
 def adapted_copy(
     model: nn.Module, learner: Learner, fast: Any, support_x: mx.array, loss_fn: LossFn | None, head: str | None
-) -> nn.Module:
+) -> Predictor:
     """A copy of `model` with `fast`, which normalises by the statistics of `support_x` (S, *input) from now on."""
-    adapted = copied = clone(model)
+    copied = clone(model)
+    adapted = cast(Predictor, copied)
     if learner.predict is apply_fast:
         update(adapted, fast)
     else:

@@ -41,11 +41,12 @@ class Algorithm:
     def _checked(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options as the annotations of `build` have them: a YAML list where it says tuple is one."""
         known = cls.option_names()
+        spellings = [p for p in inspect.signature(cls).parameters if p not in ("model", "options")]
         hints = get_type_hints(cls.build, include_extras=True) if options else {}
         checked = {}
         for name, value in options.items():
             if name not in known:
-                raise ConfigurationError(f"{cls.__name__} has no option {name!r}{did_you_mean(name, known)}")
+                raise ConfigurationError(f"{cls.__name__} has no option {name!r}{did_you_mean(name, spellings)}")
             try:
                 checked[name] = as_annotated(value, hints[name])
             except ValueError as error:

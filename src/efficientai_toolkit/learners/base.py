@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
@@ -25,7 +26,7 @@ from ..optimizers import outer_optimizer as make_optimizer
 from ..precision import widened
 from ..settings import check_positive, check_seed, check_whole
 from ..tasks.episode import EpisodeStack, as_array, as_stacks, as_targets
-from .adapted import adapted_copy
+from .adapted import Predictor, adapted_copy
 from .algorithm import Algorithm
 from .graphs import Graphs
 from .inputs import naming_inputs
@@ -53,6 +54,10 @@ class MetaLearner(Algorithm):
         compile: trace each step once with `mx.compile`.
         options: of the algorithm; see the subclass.
     """
+
+    def __init_subclass__(cls, **named: Any):
+        super().__init_subclass__(**named)
+        cls.__signature__ = _signature(cls)  # what `help` and editors show
 
     def __init__(
         self,
@@ -97,6 +102,17 @@ class MetaLearner(Algorithm):
         self.rebuild()
         mx.eval(self._meta, self._optimizer_state)
 
+    def __repr__(self) -> str:
+        rate = self._optimizer_state.get("learning_rate")
+        settings = {
+            "inner_lr": self.inner_lr,
+            **({} if rate is None else {"outer_lr": f"{rate.item():g}"}),
+            "num_inner_steps": self.num_inner_steps,
+            **{name: repr(value) for name, value in self.options.items()},
+        }
+        said = ", ".join(f"{name}={value}" for name, value in settings.items())
+        return f"{type(self).__name__}({said}; iteration {self.iteration}, {self.num_trainable:,} trainable)"
+
     # --- what it holds -------------------------------------------------------------------------------------------
 
     @property
@@ -125,7 +141,7 @@ class MetaLearner(Algorithm):
         mx.eval(self._model.parameters())  # on this thread, whose streams no other can use
         self._graphs = Graphs(
             self.learner,
-            lambda loss_fn: bind(self._model, loss_fn or self.learner.loss_fn, self._head),
+            lambda loss_fn: bind(self._model, self.learner.loss_fn if loss_fn is None else loss_fn, self._head),
             self._optimizer,
             num_steps=self.num_inner_steps,
             by_steps=self.adapts_by_steps,
@@ -219,7 +235,7 @@ class MetaLearner(Algorithm):
         support_y: Any = None,
         loss_fn: LossFn | None = None,
         num_steps: int | None = None,
-    ) -> nn.Module:
+    ) -> Predictor:
         """An adapted copy of the model; the learner and its model stay as they are.
 
         What normalises by its batch (`EpisodicBatchNorm`) normalises by the support's statistics in the copy, so that
@@ -365,6 +381,18 @@ class MetaLearner(Algorithm):
         self.load_state(arrays)
         # So that a resumed run cuts its stacks as the first one did.
         self._task_bytes.update(about.get("task_bytes", {}))
+
+
+def _signature(made: type[MetaLearner]) -> inspect.Signature:
+    """The call of a learner's class, with the options of its `build` in place of `**options`."""
+    _, *own = inspect.signature(made.__init__).parameters.values()
+    named = {p.name: p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    if len(named) < len(own):
+        for function in (MetaLearner.__init__, made.build):
+            for parameter in inspect.signature(function).parameters.values():
+                if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                    named.setdefault(parameter.name, parameter)
+    return inspect.Signature(list(named.values()))
 
 
 def _numbers_of_steps(given: Sequence[int]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from ..errors import ModelError
+from ..errors import ConfigurationError, ModelError
 from ..nn.functional import Parameters, functional, trainable
 from ..nn.head import features_of, find_head
 from ..nn.losses import LossFn, accuracy, default_loss, is_classification
@@ -34,6 +34,10 @@ class Problem(NamedTuple):
 
 def bind(model: nn.Module, loss_fn: LossFn | None = None, head: str | None = None) -> Problem:
     """The problem of `model` under `loss_fn` (default: by the dtype of the targets)."""
+    if not (loss_fn is None or callable(loss_fn)):
+        raise ConfigurationError(
+            f"loss_fn must be a function of (predictions, targets), got {loss_fn!r}; give what follows it by name"
+        )
     apply = functional(model)
 
     def criterion(predictions, targets):

@@ -61,5 +61,12 @@ class MAMLLearner(MetaLearner):
 class MAML(MAMLLearner):
     """`MAMLLearner` with the argument names of other frameworks: `MAML(model, lr_inner=0.01, lr_outer=0.001)`."""
 
-    def __init__(self, model: nn.Module, lr_inner: float = 0.01, lr_outer: float = 0.001, **options: Any):
-        super().__init__(model, lr_inner, lr_outer, **options)
+    def __init__(
+        self,
+        model: nn.Module,
+        lr_inner: float = 0.01,
+        lr_outer: float = 0.001,
+        num_inner_steps: int = 5,
+        **options: Any,
+    ):
+        super().__init__(model, lr_inner, lr_outer, num_inner_steps, **options)

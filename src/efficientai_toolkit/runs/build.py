@@ -12,7 +12,14 @@ import mlx.nn as nn
 from ..backbones import build_backbone
 from ..checkpoint import read_header
 from ..config import MetaLearningConfig
-from ..errors import CheckpointError, CheckpointNotFoundError, ConfigurationError, ToolkitError, did_you_mean
+from ..errors import (
+    AdapterError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigurationError,
+    ToolkitError,
+    did_you_mean,
+)
 from ..learners import learner_class
 from ..learners.base import MetaLearner
 from ..optimizers import schedule
@@ -36,6 +43,10 @@ def build(config: MetaLearningConfig, *, drawn_from: int | None = None) -> Built
     Raises:
         ConfigurationError, TaskSamplingError, AdapterError, DataError: it describes nothing that can be.
     """
+    if not isinstance(config, MetaLearningConfig):
+        raise ConfigurationError(
+            f"expected a MetaLearningConfig (from_yaml reads a file, from_dict a mapping), got {config!r}"
+        )
     joint = learner_class(config.algorithm).joint  # and an unknown name is said before any data is read
     paths, seed = config.paths, config.seed
     data_dir = None if paths.data_dir is None else Path(paths.data_dir).expanduser()
@@ -108,6 +119,8 @@ def build_model(
         settings = adapter_config(config.adapter.method, **options)
         key = mx.random.key(seed)
         return attach(model, settings, config.adapter.target_modules, key=key, train_head=head)
+    except AdapterError as error:
+        raise AdapterError(f"section adapter: {error}") from None
     except ToolkitError:
         raise
     except (TypeError, ValueError) as error:

@@ -75,6 +75,8 @@ def as_stacks(episodes: Sequence[Sequence[mx.array]] | EpisodeStack) -> list[Epi
     """Stacks from one stack, or from a list of stacks, of single episodes (4-tuples), or of both."""
     if isinstance(episodes, EpisodeStack):
         episodes = [episodes]
+    if not isinstance(episodes, Sequence):
+        raise TaskSamplingError(f"expected a list of episodes, or a stack of them, got {episodes!r}")
     if len(episodes) == 4 and all(isinstance(part, mx.array) for part in episodes):
         if isinstance(episodes, Episode):
             return stack_episodes([episodes])  # pyright: ignore[reportArgumentType]
