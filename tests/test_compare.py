@@ -10,9 +10,11 @@ from mlx.utils import tree_flatten, tree_map
 from PIL import Image
 
 from efficientai_toolkit import MLP, BaselineComparison, MAMLLearner, ReptileLearner, SimpleClassifier
+from efficientai_toolkit.cli.compare import show
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import ConfigurationError, ModelError, TaskSamplingError
 from efficientai_toolkit.files import read_json
+from efficientai_toolkit.intervals import difference
 from efficientai_toolkit.nn.functional import trainable
 from efficientai_toolkit.recipes.baseline import choose_rate, joint_pretraining, untrained_model
 from efficientai_toolkit.recipes.compare import compare_run, with_shots, with_support
@@ -201,6 +203,30 @@ def test_compare_run_writes_report_and_plot(tmp_path):
     assert report["joint_iterations"] == 40
     assert report["results"]["meta-learned"]["5"]["acc"] > report["results"]["random initialisation"]["1"]["acc"]
     assert report["title"].startswith("K = 5")  # the number that training had
+    means = {name: rows["5"]["acc"] for name, rows in report["results"].items()}
+    apart = report["differences"]["random initialisation"]["5"]
+    assert apart["acc"] == pytest.approx(means["meta-learned"] - means["random initialisation"])
+    rival = max(report["differences"], key=means.__getitem__)
+    row = report["differences"][rival]["5"]
+    told = abs(row["acc"]) > row["acc_ci95"]
+    assert report["title"].endswith(
+        f"; {'the difference is ' if told else 'not told apart ('}"
+        f"{difference(row['acc'], row['acc_ci95'], percent=True)}{'' if told else ')'}"
+    )
+
+
+def test_the_table_has_a_name_in_one_piece_and_one_step_in_words(capsys):
+    names = ("meta-learned", "random initialisation", "joint pre-training")
+    row = {"acc": 0.773, "acc_ci95": 0.025}
+    report: dict = {"metric": "accuracy", "episodes": 8, "inner_steps": 1, "k_counts": "examples of each class"}
+    ahead = {"acc": 0.026, "acc_ci95": 0.019}
+    report["differences"] = {name: {"5": ahead} for name in names[1:]}
+    show({**report, "k_shots": [5], "results": {name: {"5": row} for name in names}})
+    text = capsys.readouterr().out
+    assert "8 unseen tasks after one inner step" in " ".join(text.split())
+    assert all(name in text for name in names)
+    assert text.count("77.3 % ± 2.5") == 3
+    assert text.count("+2.6 ± 1.9 points") == 2
 
 
 def test_too_few_images_are_told_before_a_baseline_is_trained(tmp_path, monkeypatch):

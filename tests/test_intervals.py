@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from efficientai_toolkit.intervals import mean_ci95
+from efficientai_toolkit.intervals import difference, interval, mean_ci95
 
 
 # Quantiles by scipy.stats.t.ppf(0.975, n - 1).
@@ -46,3 +46,15 @@ def test_an_interval_counts_tasks_and_not_their_episodes():
     assert mean_ci95(one_each, ["one"] * 40)[1] is None
     # Six equal episodes of a task say no more than one of them.
     assert mean_ci95(one_each.repeat(6), np.arange(40).repeat(6).tolist()) == pytest.approx(mean_ci95(one_each))
+
+
+def test_a_mean_is_shown_to_its_intervals_second_digit():
+    assert interval(2.8886, 0.3866) == "2.89 ± 0.39"
+    assert interval(4.385, 55.07) == "4 ± 55"
+    assert interval(0.00312, 0.00021) == "0.00312 ± 0.00021"
+    assert interval(0.7732, 0.0251, percent=True) == "77.3 % ± 2.5"
+    assert interval(0.7732, None, percent=True) == "77.3 %"
+    assert (interval(1.23456, None), interval(1.23456, 0.0)) == ("1.23", "1.23")
+    assert interval(None, None) == interval(float("inf"), float("nan")) == "not finite"
+    assert difference(0.026, 0.019, percent=True) == "+2.6 ± 1.9 points"
+    assert difference(-0.331, 0.123) == "−0.33 ± 0.12"

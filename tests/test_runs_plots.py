@@ -7,14 +7,17 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
 
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import OutputError
+from efficientai_toolkit.intervals import difference, mean_ci95
 from efficientai_toolkit.runs import plots
-from efficientai_toolkit.runs.evaluate import seen
+from efficientai_toolkit.runs.build import build, checkpoint_file, restore
+from efficientai_toolkit.runs.evaluate import evaluate_built, seen
 from efficientai_toolkit.runs.plots import Curve
-from efficientai_toolkit.runs.report import write_report
+from efficientai_toolkit.runs.report import start_values, write_report
 from efficientai_toolkit.runs.train import train
 
 RNG = np.random.default_rng(0)
@@ -54,9 +57,18 @@ def test_training_curves_draw_every_curve_and_label_it(tmp_path):
 
 def test_one_validation_is_a_mark(tmp_path):
     figure = plots.training_curves({"loss": {"validation": Curve([20], [1.5], [0.1])}}, "A run")
-    (line,) = figure.axes[0].lines
+    line = figure.axes[0].lines[0]
     assert line.get_marker() == "o"
+    assert len(figure.axes[0].collections) == 2  # the interval and its empty band
+    assert figure.axes[0].get_xlim()[0] == 0
     looks_drawn(figure, tmp_path)
+
+
+def test_a_title_is_no_longer_than_the_axes_and_intervals_stand_side_by_side():
+    curves = {name: Curve([1, 5], [0.2, 0.3], [0.1, 0.1]) for name in "abc"}
+    axis = plots.comparison(curves, "accuracy", "K = 5: accuracy of one and of another " * 2).axes[0]
+    assert max(map(len, axis.get_title("left").splitlines())) <= 60
+    assert len({line.get_xdata()[0] for line in axis.lines}) == 3
 
 
 def test_labels_of_lines_that_end_together_do_not_overlap():
@@ -91,8 +103,11 @@ def test_distribution_counts_every_finite_task(tmp_path):
     before, after = RNG.normal(3, 1, 200).clip(0), RNG.normal(1, 0.5, 200).clip(0)
     after[:3] = [np.nan, np.inf, 50.0]
     figure = plots.metric_distribution(before, after, "loss", "t")
-    heights = [patch.get_height() for patch in figure.axes[0].patches]
-    assert sum(heights) == 200 + 198  # the one beyond the axis is in the last bar
+    axis = figure.axes[0]
+    assert sum(patch.get_height() for patch in axis.patches if isinstance(patch, Rectangle)) == 198
+    (outline,) = (patch for patch in axis.patches if isinstance(patch, Polygon))
+    assert outline.get_xy()[:, 1].max() >= 10
+    assert axis.get_xticklabels()[-1].get_text().startswith("≥ ")  # where what is beyond the axis is counted
     looks_drawn(figure, tmp_path)
 
 
@@ -106,11 +121,13 @@ def test_distribution_of_a_learner_without_steps_has_no_before(tmp_path):
 def test_predictions_show_support_and_both_functions(tmp_path):
     grid = np.linspace(-5, 5, 50)
     x = RNG.uniform(-5, 5, 30)
-    task = plots.RegressionTask(x[:5], np.sin(x[:5]), x, np.sin(x), grid, 0 * grid, np.sin(grid))
+    task = plots.RegressionTask(x[:5], np.sin(x[:5]), x, np.sin(x), grid, 0 * grid, np.sin(grid), (0.52, 0.0))
     figure = plots.predictions([task] * 4, "t")
     shown = [axis for axis in figure.axes if axis.lines]
     assert len(shown) == 4
     np.testing.assert_array_equal(shown[0].lines[2].get_ydata(), np.sin(grid))
+    assert shown[0].get_title("left") == "squared error 0.52 → 0"
+    assert shown[0].get_shared_y_axes().joined(*shown[:2])
     looks_drawn(figure, tmp_path)
 
 
@@ -119,7 +136,7 @@ def test_decision_regions_before_and_after(tmp_path):
     grid = np.add.outer(np.arange(20), np.arange(20)) // 14
     task = plots.PlaneTask(x[:5], y[:5], x[5:], y[5:], (-2, 2, -2, 2), 0 * grid, grid, (0.4, 0.9))
     figure = plots.decision_regions([task, task], "t")
-    assert [axis.get_title("left") for axis in figure.axes] == ["before: 40%"] * 2 + ["after: 90%"] * 2
+    assert [axis.get_title("left") for axis in figure.axes] == ["before: 40 %"] * 2 + ["after: 90 %"] * 2
     np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), grid)
     looks_drawn(figure, tmp_path)
 
@@ -172,3 +189,29 @@ def test_report_of_a_run(tmp_path, families, expected):
     test = json.loads((report.html.parent / "evaluation.json").read_text())
     assert test["metrics"].keys() == report.evaluation["metrics"].keys()
     assert f"on {seen(test)}" in page
+    assert "Before meta-training the same learner reaches " in page
+    assert test["episodes"] == 12
+    assert all(f"alt='{text}" in page for text in ("Held-out ", "Adaptation helps in "))
+
+
+def test_the_report_has_the_configured_number_of_episodes_and_what_the_start_reaches_on_them(tmp_path):
+    config = MetaLearningConfig(
+        num_meta_iterations=20,
+        num_inner_steps=1,
+        task_distribution={"task_families": ["linear_classification"], "num_val_tasks": 4, "num_test_tasks": 12},
+        model={"hidden_dim": 8},
+        evaluation={"episodes": 7},
+        paths={"output_dir": str(tmp_path / "runs"), "checkpoint_dir": str(tmp_path / "checkpoints")},
+        logging={"tensorboard_enabled": False},
+    )
+    run = train(config)["run"]
+    built = restore(checkpoint_file(run))
+    evaluation = evaluate_built(built)
+    start = start_values(built, evaluation)
+    untrained = evaluate_built(build(config)).per_task
+    for name, values in start.items():
+        np.testing.assert_array_equal(values, untrained[name])
+    ours = mean_ci95(evaluation.per_task["step_1_acc"] - start["step_1_acc"], evaluation.tasks)
+    page = write_report(run).html.read_text(encoding="utf-8")
+    assert f"; the difference is {difference(*ours, percent=True)}." in page
+    assert "7 unseen tasks" in page

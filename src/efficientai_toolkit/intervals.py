@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -37,6 +38,27 @@ def mean_ci95(values: ArrayLike, groups: Sequence[Hashable] | None = None) -> tu
             return mean, None
         error = float(np.sqrt((sums**2).sum() * count / (count - 1))) / len(values)
         return mean, _t975(count - 1) * error
+
+
+def interval(mean: float | None, ci95: float | None, *, percent: bool = False) -> str:
+    """`77.3 % ± 2.5` of a share, `2.89 ± 0.39` of anything else: no digits beyond the interval's second."""
+    if mean is None or not math.isfinite(mean):
+        return "not finite"
+    width = ci95 if ci95 and math.isfinite(ci95) else None
+    if percent:
+        return f"{100 * mean:.1f} %" + ("" if width is None else f" ± {100 * width:.1f}")
+    if width is None:
+        return f"{mean:.3g}"
+    digits = max(0, 1 - math.floor(math.log10(width)))
+    return f"{mean:.{digits}f} ± {width:.{digits}f}"
+
+
+def difference(mean: float | None, ci95: float | None, *, percent: bool = False) -> str:
+    """`+2.6 ± 1.9 points` of two shares, `−0.33 ± 0.12` of anything else."""
+    text = interval(None if mean is None else abs(mean), ci95, percent=percent)
+    if mean is None or not math.isfinite(mean):
+        return text
+    return ("−" if mean < 0 else "+") + (text.replace(" %", "") + " points" if percent else text)
 
 
 def _t975(freedom: int) -> float:

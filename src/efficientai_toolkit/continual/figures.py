@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullLocator
 
 from ..intervals import mean_ci95
-from ..runs.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, save, styled
+from ..runs.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, percents, save, styled, wrapped
 
 TITLES = {
     "naive": "fine-tuning",
@@ -109,7 +109,10 @@ def draw(results: Mapping[str, Any], folder: Path) -> dict[Path, str]:
 def stamped(figure: Figure, quick: bool) -> Figure:
     """QUICK across the figure of a run that was made to try the machinery."""
     if quick:
-        figure.text(0.5, 0.5, "QUICK", fontsize=70, color=GREY, alpha=0.25, ha="center", va="center", rotation=25)
+        text = figure.text(
+            0.5, 0.5, "QUICK", fontsize=70, color=GREY, alpha=0.25, ha="center", va="center", rotation=25
+        )
+        text.set_in_layout(False)
     return figure
 
 
@@ -144,9 +147,12 @@ def accuracy_matrices(results: Mapping[str, Any]) -> Figure:
         axis.spines[:].set_visible(False)
     for axis in axes[len(runs) :]:
         axis.set_axis_off()
-    figure.supxlabel("tested on context", fontsize=9)
-    figure.supylabel("after learning context", fontsize=9)
-    figure.colorbar(image, ax=axes, shrink=0.6, format=PercentFormatter(1))  # type: ignore[arg-type]
+    for number, axis in enumerate(axes[: len(runs)]):
+        if number + columns >= len(runs):
+            axis.set_xlabel("tested on context", fontsize=9)
+        if number % columns == 0:
+            axis.set_ylabel("after learning context", fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.6, format=percents())  # type: ignore[arg-type]
     _head(figure, f"{_where(results)}: accuracy on every context as learning goes on")
     return figure
 
@@ -174,11 +180,11 @@ def forgetting(results: Mapping[str, Any]) -> Figure:
             axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         ends.append((x[-1], values[:, -1].mean(), title_of(name), colour))
     label_ends(axis, ends)
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(percents())
     axis.set_ylim(top=1.01)
     axis.set_xticks(range(1, int(max(end[0] for end in ends)) + 1))
     axis.set_xlabel("contexts learned")
-    axis.set_ylabel("accuracy over them")
+    axis.set_ylabel("average accuracy on contexts so far")
     _head(figure, f"{_where(results)}: {_who_keeps(results)}")
     return figure
 
@@ -199,9 +205,12 @@ def adaptation(results: Mapping[str, Any]) -> Figure:
         axis.plot(steps, mean, color=colour, marker="o", markersize=3)
         ends.append((steps[-1], mean[-1], title_of(name), colour))
     axis.set_xscale("symlog", linthresh=1)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    measured = sorted({step for records in runs.values() for step in records[0]["curves"][0]["steps"]})
+    shown = [b for a, b in zip([0, *measured], measured, strict=False) if b < 1 or b >= 1.4 * a]  # with room for words
+    axis.set_xticks(shown, [f"{step}" if step < 1000 else f"{step / 1000:g}k" for step in shown])
+    axis.xaxis.set_minor_locator(NullLocator())
     label_ends(axis, ends)
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(percents())
     axis.set_xlabel("gradient updates")
     axis.set_ylabel("accuracy on the new context")
     _head(figure, f"{_where(results)}: how fast a new context is learned")
@@ -228,7 +237,7 @@ def memory(results: Mapping[str, Any]) -> Figure:
         points.append((stored, mean, title_of(name), colour))
         bars.append((stored, mean - (bar[0][0] if bar else 0), mean + (bar[1][0] if bar else 0)))
     axis.set_ylim(axis.get_ylim()[0] - 0.02, axis.get_ylim()[1] + 0.02)
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(percents())
     axis.set_xlabel("stored, MB")
     axis.set_xlim(left=0, right=1.25 * max(point[0] for point in points))
     axis.set_ylabel("average accuracy")
@@ -252,7 +261,9 @@ def _who_keeps(results: Mapping[str, Any]) -> str:
     }
     best, *others = leaders(ends)
     if others:
-        return "accuracy as learning goes on; the seeds do not tell the best apart"
+        one = len(ends[best]) == 1
+        why = "one seed, differences are not tested" if one else "the seeds do not tell the best apart"
+        return f"accuracy as learning goes on; {why}"
     return f"{title_of(best)} ends highest, at {100 * np.mean(ends[best]):.1f} %"
 
 
@@ -262,7 +273,9 @@ def _one(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _head(figure: Figure, title: str) -> None:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    figure.suptitle(
+        wrapped(title, int(10.2 * figure.get_figwidth())), x=0.01, ha="left", fontsize=11.5, fontweight="bold"
+    )
 
 
 def label_ends(axis: Axes, ends: list[tuple[float, float, str, str]], offset: int = 6) -> None:

@@ -101,6 +101,8 @@ def reading(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ends = {n: v["average_accuracy"]["mean"] for n, v in summary.items() if n != "joint"}
     first = leaders({n: summary[n]["average_accuracy"]["values"] for n in ends})
     sentences = []
+    if len(ends) > 1 and len(summary[first[0]]["average_accuracy"]["values"]) == 1:
+        return ["One seed: differences between strategies are not tested."]
     if len(first) > 1:
         shown = ", ".join(f"{title_of(name)} {100 * ends[name]:.1f} %" for name in first)
         sentences.append(f"The seeds do not tell apart which strategy ends highest: {shown}.")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, ModelError, TaskSamplingError
 from ..files import jsonable, write_json
-from ..intervals import mean_ci95
+from ..intervals import difference, interval, mean_ci95
 from ..learners.base import Episodes, MetaLearner
 from ..nn.losses import LossFn
 from ..runs.build import Built
@@ -224,7 +224,8 @@ def compare_run(
         each: called with (done, of) as joint pre-training goes.
 
     Returns:
-        the report: `results` by method and K, `rates`, `title`.
+        the report: `results` by method and K; `differences`, meta-learned minus each baseline on the same episodes,
+        whose intervals are narrower than those of two means; `rates`, `title`.
     """
     learner, config = built.learner, built.config
     shots = sorted(set(k_shots))
@@ -265,16 +266,22 @@ def compare_run(
     stacks = [stack for part, _ in drawn for stack in part]
     owners = None if test.endless else [task for _, own in drawn for task in own or ()]
     results: dict[str, Results] = {"meta-learned": {}, **{name: {} for name in baselines}}
+    differences: dict[str, Results] = {name: {} for name in baselines}
     for k, cut in with_shots(stacks, shots, per_class=per_class).items():
         values = {"meta-learned": (learner.evaluate_per_task(cut, None, (trained,)), trained)}
         for name, model in baselines.items():
             tuner = fine_tuner(model, chosen[name][k], steps)
             values[name] = (tuner.evaluate_per_task(cut, None, (steps,)), steps)
+        own, own_after = values["meta-learned"]
         for name, (found, after) in values.items():
-            row = results[name][k] = {}
+            row, apart = results[name].setdefault(k, {}), differences.get(name, {}).setdefault(k, {})
             for kind in ("acc", "loss"):
                 if f"step_{after}_{kind}" in found:
-                    row[kind], row[f"{kind}_ci95"] = mean_ci95(found[f"step_{after}_{kind}"], owners)
+                    theirs = found[f"step_{after}_{kind}"]
+                    row[kind], row[f"{kind}_ci95"] = mean_ci95(theirs, owners)
+                    with np.errstate(invalid="ignore"):  # infinity less infinity
+                        ahead = own[f"step_{own_after}_{kind}"] - theirs
+                    apart[kind], apart[f"{kind}_ci95"] = mean_ci95(ahead, owners)
     metric = "accuracy" if test.is_classification else "loss"
     report = jsonable(
         {
@@ -288,6 +295,7 @@ def compare_run(
             "joint_iterations": total,
             "rates": {"meta-learned": learner.inner_lr, **chosen},
             "results": results,
+            "differences": differences,
         }
     )
     usual = config.task_distribution.k_shot
@@ -330,7 +338,7 @@ def draw_comparison(report: dict[str, Any], path: Path) -> Path:
 
 
 def _title(report: dict[str, Any], k: str) -> str:
-    """What is to be seen at `k`, of the numbers the one nearest to training's."""
+    """What is to be seen at `k`, of the numbers the one nearest to training's, against the best baseline there."""
     kind, best = ("acc", max) if report["metric"] == "accuracy" else ("loss", min)
     rows = {name: rows[k][kind] for name, rows in report["results"].items()}
     meta = rows.pop("meta-learned")
@@ -338,5 +346,10 @@ def _title(report: dict[str, Any], k: str) -> str:
     if meta is None or not others:
         return f"{report['metric'].capitalize()} after adaptation"
     rival = best(others, key=others.__getitem__)
-    values = (f"{v:.1%}" if kind == "acc" else f"{v:.3g}" for v in (meta, others[rival]))
-    return f"K = {k}: {report['metric']} " + "{} meta-learned, {} after ".format(*values) + rival
+    share = kind == "acc"
+    ours, theirs = (interval(value, None, percent=share) for value in (meta, others[rival]))
+    mean, width = (report["differences"][rival][k][name] for name in (kind, f"{kind}_ci95"))
+    apart = difference(mean, width, percent=share)
+    told = mean is not None and width is not None and abs(mean) > width
+    found = f"the difference is {apart}" if told else f"not told apart ({apart})"
+    return f"K = {k}: {report['metric']} {ours} meta-learned, {theirs} after {rival}; {found}"

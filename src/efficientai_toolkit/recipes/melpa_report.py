@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..continual import figures
 from ..continual.figures import by_strategy, colour_of, stamped, title_of
@@ -16,7 +16,7 @@ from ..continual.report import reading, table
 from ..errors import DataError
 from ..files import read_json, write_text
 from ..intervals import mean_ci95
-from ..runs.plots import save, styled
+from ..runs.plots import percents, save, styled
 
 STORES = ("replay", "derpp")  # methods that keep examples
 ABLATION = {
@@ -74,7 +74,7 @@ def meta_learning(results: Mapping[str, Any]) -> Figure:
         axis.plot(x, smooth, color=colour)
         ends.append((x[-1], smooth[-1], ABLATION.get(name, title_of(name)), colour))
     figures.label_ends(axis, ends)
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(percents())
     axis.set_xlabel("outer steps")
     axis.set_ylabel("query accuracy over the sequence")
     figure.suptitle("Meta-training through sequences of tasks", x=0.01, ha="left", fontsize=11.5, fontweight="bold")
@@ -103,7 +103,7 @@ def ablation(results: Mapping[str, Any]) -> Figure:
         axis.set_title(title)
         axis.xaxis.set_major_locator(MaxNLocator(4))
         points = FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if round(100 * value) else "0")
-        axis.xaxis.set_major_formatter(points if axis is axes[1] else PercentFormatter(1, decimals=0))
+        axis.xaxis.set_major_formatter(points if axis is axes[1] else percents())
         axis.margins(x=0.2)
         axis.grid(axis="y", visible=False)
     axes[0].set_yticks(range(len(names)), [ABLATION[name] for name in names])

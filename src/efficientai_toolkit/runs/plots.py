@@ -1,12 +1,13 @@
 """Figures of a run, from plain arrays. Every function returns a matplotlib `Figure`; `save` writes it as a PNG.
 
 One style: no frame but the axes that are read, labels at the lines instead of legends, colours (Okabe & Ito) that
-remain apart for the colour-blind; grey is before adaptation, blue after. A title says what is to be seen.
+remain apart for the colour-blind; grey is before, blue after. A title says what is to be seen.
 """
 
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
@@ -63,6 +64,7 @@ class RegressionTask(NamedTuple):
     grid: np.ndarray  # (G,)
     before: np.ndarray  # (G,) predictions
     after: np.ndarray  # (G,)
+    error: tuple[float, float]  # mean squared, on the query, before and after
 
 
 class PlaneTask(NamedTuple):
@@ -113,12 +115,16 @@ def training_curves(panels: Mapping[str, Mapping[str, Curve]], title: str) -> Fi
             if len(x) > 60:  # a noisy curve: the single values faintly, their running mean over them
                 axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.7)
                 y = _running_mean(y, len(x) // 25)
-            axis.plot(x, y, color=colour, marker="o" if len(x) < 10 else None, markersize=3.5)  # one is seen, too
+            axis.plot(x, y, color=colour, marker="o" if len(x) < 15 else None, markersize=3.5)  # one is seen, too
+            if len(x) == 1:  # where a band has no width
+                axis.errorbar(x, y, yerr=curve.band, color=colour, capsize=3, elinewidth=1)
             _band(axis, x, y, curve.band, colour, floor=0.0 if metric == "loss" else -np.inf)
             ends.append((x[-1], y[-1], name, colour))
+        axis.set_xlim(left=0)
         _metric_axis(axis, metric)
         _labels_at_ends(axis, ends)
         axis.set_xlabel("meta-iteration")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.set_title(metric)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     return figure
@@ -154,7 +160,8 @@ def adaptation_curves(
 @styled
 def predictions(tasks: Sequence[RegressionTask], title: str) -> Figure:
     """Sample regression tasks: the function, the support, and the predictions before and after adaptation."""
-    figure, axes = _panels(len(tasks), width=3.3, height=2.7, columns=3)
+    columns = 3
+    figure, axes = _panels(len(tasks), width=3.3, height=2.7, columns=columns, sharey=True)
     for number, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
         axis.plot(task.true_x, task.true_y, ".", color=FAINT, markersize=4, zorder=1)
         axis.plot(task.grid, task.before, color=GREY, linewidth=1.3, linestyle=(0, (4, 2)), zorder=2)
@@ -162,7 +169,9 @@ def predictions(tasks: Sequence[RegressionTask], title: str) -> Figure:
         axis.plot(
             task.support_x, task.support_y, "o", color=VERMILION, markersize=5.5, markeredgecolor="white", zorder=4
         )
-        axis.set_title(f"task {number + 1}")
+        axis.set_title("squared error {:.2g} → {:.2g}".format(*task.error))
+        axis.set_xlabel("x" if number + columns >= len(tasks) else "")
+        axis.set_ylabel("" if number % columns else "y")
     handles = [
         Line2D([], [], color=FAINT, marker=".", linestyle="", markersize=8, label="truth"),
         Line2D([], [], color=VERMILION, marker="o", linestyle="", markersize=5.5, label="support"),
@@ -174,8 +183,10 @@ def predictions(tasks: Sequence[RegressionTask], title: str) -> Figure:
 
 
 @styled
-def metric_distribution(before: np.ndarray | None, after: np.ndarray, metric: str, title: str) -> Figure:
-    """How the metric spreads over many tasks, after adaptation and, where given, before."""
+def metric_distribution(
+    before: np.ndarray | None, after: np.ndarray, metric: str, title: str, *, of: str = "tasks"
+) -> Figure:
+    """How the metric spreads over many tasks (or what `of` says), after adaptation and, where given, before."""
     figure, (axis,) = _panels(1, width=5.6, height=3.3)
     named = [
         (name, np.asarray(values, float)[np.isfinite(values)], colour)
@@ -188,26 +199,31 @@ def metric_distribution(before: np.ndarray | None, after: np.ndarray, metric: st
         bins = np.linspace(0, 1, min(max(levels, 5), 26))
     else:
         bins = np.linspace(0, np.quantile(both, 0.98), 31)
-    for _, values, colour in named:
+    for name, values, colour in reversed(named):
         shown = np.clip(values, bins[0], bins[-1])  # the outermost bars hold what is beyond
-        axis.hist(shown, bins=bins.tolist(), color=colour, alpha=0.55, edgecolor="white", linewidth=0.6)
-        axis.axvline(values.mean(), color=colour, linewidth=1.6)
+        looks: dict[str, Any] = (
+            {"color": colour, "alpha": 0.55, "edgecolor": "white", "linewidth": 0.6}
+            if name == "after"
+            else {"histtype": "step", "color": colour, "linewidth": 1.3}
+        )
+        axis.hist(shown, bins=bins.tolist(), **looks)
+        axis.axvline(values.mean(), ymax=0.8, color=colour, linewidth=1.6)
     top = axis.get_ylim()[1]
     axis.set_ylim(0, top * 1.24)
     for height, (name, values, colour) in zip((1.06, 1.16), reversed(named), strict=False):
-        at = values.mean()
-        # Away from the other line where there is room for the words.
-        share = (at - bins[0]) / (bins[-1] - bins[0])
-        left = share < (0.72 if at >= max(v.mean() for _, v, _ in named) else 0.3)
+        at = values.mean()  # the words are above the lines, and away from the axes' nearer edge
+        left = (at - bins[0]) / (bins[-1] - bins[0]) < 0.6
         axis.annotate(
-            f"{name}: mean {_number(at, metric)}", (at, top * height), (5 if left else -5, 0),
+            f"{name}: mean {_number(at, metric)}", (at, top * height), (-2 if left else 2, 0),
             textcoords="offset points", ha="left" if left else "right", color=_dark(colour), fontsize=9,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
     if metric == "accuracy":
-        axis.xaxis.set_major_formatter(PercentFormatter(1))
+        axis.xaxis.set_major_formatter(percents())
+    elif both.max() > bins[-1]:
+        low = [tick for tick in axis.get_xticks() if bins[0] <= tick < 0.93 * bins[-1]]
+        axis.set_xticks([*low, bins[-1]], [*(f"{tick:g}" for tick in low), f"≥ {bins[-1]:.2g}"])
     axis.grid(axis="x", visible=False)
-    axis.set_ylabel("tasks")
+    axis.set_ylabel(of)
     axis.set_xlabel(f"{metric} on the query")
     axis.set_title(title, fontweight="bold", fontsize=11.5, pad=12)
     return figure
@@ -233,7 +249,7 @@ def decision_regions(tasks: Sequence[PlaneTask], title: str) -> Figure:
             ):
                 face = [colours[int(label)] for label in labels]
                 axis.scatter(*points.T, s=size, c=face, edgecolors=edge, linewidths=1.3, zorder=3)
-            axis.set_title(f"{name}: {task.accuracy[row]:.0%}", fontsize=9.5)
+            axis.set_title(f"{name}: {100 * task.accuracy[row]:.0f} %", fontsize=9.5)
             axis.set(xticks=[], yticks=[], xlim=task.extent[:2], ylim=task.extent[2:])
             axis.grid(visible=False)
             axis.spines[:].set_visible(False)
@@ -285,10 +301,11 @@ def comparison(curves: Mapping[str, Curve], metric: str, title: str, *, of: str 
     """The metric against the number of examples, a line a starting point, with 95 % intervals."""
     figure, (axis,) = _panels(1, width=5.8, height=3.6)
     ends = []
-    for (name, curve), colour in zip(curves.items(), (BLUE, VERMILION, GREY, GREEN), strict=False):
-        x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
+    for number, ((name, curve), colour) in enumerate(zip(curves.items(), (BLUE, VERMILION, GREY, GREEN), strict=False)):
+        # Side by side, so that no interval hides another.
+        x, y = np.asarray(curve.x, float) * 1.05 ** (number - (len(curves) - 1) / 2), np.asarray(curve.y, float)
         axis.errorbar(x, y, yerr=curve.band, color=colour, marker="o", markersize=5, capsize=3, elinewidth=1)
-        ends.append((x[-1], y[-1], name, colour))
+        ends.append((max(curve.x) * 1.05 ** (len(curves) / 2), y[-1], name, colour))  # beyond the last interval
     axis.set_xscale("log")
     shots = sorted({x for curve in curves.values() for x in curve.x})
     axis.set_xticks(shots, [f"{x:g}" for x in shots])
@@ -297,18 +314,30 @@ def comparison(curves: Mapping[str, Curve], metric: str, title: str, *, of: str 
     _labels_at_ends(axis, ends)
     axis.set_xlabel(f"K ({of})")
     axis.set_ylabel(f"{metric} on the query")
-    axis.set_title(title, fontweight="bold", fontsize=11.5, pad=12)
+    axis.set_title(wrapped(title), fontweight="bold", fontsize=11.5, pad=12)
     return figure
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
 
 
-def _panels(count: int, *, width: float, height: float, columns: int = 4) -> tuple[Figure, list[Axes]]:
+def wrapped(title: str, width: int = 60) -> str:
+    """In lines that are no longer than the axes."""
+    return textwrap.fill(title, width, break_on_hyphens=False)
+
+
+def percents() -> PercentFormatter:
+    """Ticks of shares: `80 %`."""
+    return PercentFormatter(1, decimals=0, symbol=" %")
+
+
+def _panels(
+    count: int, *, width: float, height: float, columns: int = 4, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
     columns = min(count, columns)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
     for axis in axes[count:]:
         axis.set_axis_off()
     return figure, axes[:count]
@@ -346,13 +375,14 @@ def _labels_at_ends(axis: Axes, ends: list[tuple[float, float, str, str]]) -> No
 
 def _metric_axis(axis: Axes, metric: str) -> None:
     if "accuracy" in metric:
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.yaxis.set_major_formatter(percents())
     else:
         low, high = axis.get_ylim()
         data = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines] or [np.zeros(0)])
         data = data[np.isfinite(data) & (data > 0)]
         if len(data) and data.max() / data.min() > 30:
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         elif 0 < low < 0.5 * high:
             axis.set_ylim(bottom=0)
 
@@ -378,7 +408,7 @@ def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _number(value: float, metric: str) -> str:
-    return f"{value:.1%}" if metric == "accuracy" else f"{value:.3g}"
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3g}"
 
 
 def _dark(colour: str) -> str:

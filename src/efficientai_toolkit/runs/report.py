@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..files import read_json, write_json, write_text
-from ..intervals import mean_ci95
-from .build import Built, checkpoint_file, restore
-from .evaluate import Evaluation, evaluate_built, seen
+from ..intervals import difference, interval, mean_ci95
+from .build import Built, build_learner, build_model, checkpoint_file, restore
+from .evaluate import Evaluation, draw, evaluate_built, seen
 from .experiment import ExperimentManager
 
 
@@ -23,15 +23,23 @@ class Report(NamedTuple):
     evaluation: dict[str, Any]
 
 
+class Plot(NamedTuple):
+    title: str  # what is to be seen, with its numbers
+    caption: str  # what is drawn
+
+
 def write_report(
-    run: str | Path, *, built: Built | None = None, episodes: int = 200, data_dir: str | None = None
+    run: str | Path, *, built: Built | None = None, episodes: int | None = None, data_dir: str | None = None
 ) -> Report:
     """Evaluate the best checkpoint of the run folder `run` on its test tasks; write `plots/` and `report.html`.
+
+    The same learner as it was before meta-training is measured on the same episodes, so that what training brought is
+    told from what adaptation does by itself.
 
     Args:
         run: a run folder.
         built: its best checkpoint, where it is loaded already.
-        episodes: test episodes behind curves and distribution.
+        episodes: test episodes behind curves and distribution; default: the configuration's.
         data_dir: where the data sets are, if not where they were in training.
     """
     from ..config import Override
@@ -41,65 +49,97 @@ def write_report(
         moved = [] if data_dir is None else [Override("paths.data_dir", data_dir, f"--data-dir {data_dir}")]
         built = restore(checkpoint_file(manager.path), moved)
     evaluation = evaluate_built(built, episodes=episodes)
-    plots = draw_plots(manager, built, evaluation)
-    if not (manager.path / "evaluation.json").is_file():  # that of `evaluate` has more episodes
+    start = start_values(built, evaluation) if built.learner.iteration else None
+    plots = draw_plots(manager, built, evaluation, start)
+    if not (manager.path / "evaluation.json").is_file():  # that of `evaluate` stays
         write_json(manager.path / "evaluation.json", evaluation.report)
     page = manager.path / "report.html"
-    write_text(page, _page(manager, evaluation.report, plots))
+    write_text(page, _page(manager, evaluation, start, plots))
     return Report(page, list(plots), evaluation.report)
 
 
-def draw_plots(run: ExperimentManager, built: Built, evaluation: Evaluation) -> dict[Path, str]:
-    """Every plot that fits the run's tasks, in `plots/`: path → caption."""
+def start_values(built: Built, evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """`step_{k}_loss`, `step_{k}_acc` (episodes,) of the learner before meta-training, on the evaluation's episodes."""
+    report, splits = evaluation.report, built.splits
+    model = build_model(built.config, splits.train.input_shape, max(split.output_dim for split in splits))
+    learner = build_learner(built.config, model)
+    parts = [
+        learner.evaluate_per_task(stacks, None, report["steps"], transductive=report["transductive"])
+        for stacks, _ in draw(splits.test, report["episodes"])
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def draw_plots(
+    run: ExperimentManager, built: Built, evaluation: Evaluation, start: Mapping[str, np.ndarray] | None = None
+) -> dict[Path, Plot]:
+    """Every plot that fits the run's tasks, in `plots/`.
+
+    Args:
+        run: the run folder.
+        built: its learner.
+        evaluation: of the learner.
+        start: `start_values`.
+    """
     from . import plots
     from .samples import sample_tasks
 
     learner, tasks, report = built.learner, built.splits.test, evaluation.report
     metric = report["headline"]["metric"]
     short, trained = "acc" if metric == "accuracy" else "loss", report["trained_steps"]
-    figures: dict[str, tuple[Any, str]] = {}
+    figures: dict[str, tuple[Any, str, str]] = {}
 
     panels = training_panels(run)
     if panels:
         title = _training_title(panels)
         figures["training_curves"] = (
             plots.training_curves(panels, title),
-            "After adaptation: training tasks (running mean) and held-out tasks (95 % band).",
+            title,
+            "After adaptation: training tasks (running mean) and held-out tasks (95 % band). Iteration 0 is before "
+            "meta-training.",
         )
     before, after = (evaluation.per_task[f"step_{k}_{short}"] for k in (0, trained))
     fits = not np.array_equal(before, after)  # a closed form and prototypes have no steps to show
     if fits and np.isfinite(after).any() and np.isfinite(before).any():
-        means = [mean_ci95(evaluation.per_task[f"step_{k}_{short}"], evaluation.tasks) for k in evaluation.steps]
-        curve = plots.Curve(
-            evaluation.steps, [mean for mean, _ in means], np.array([ci95 for _, ci95 in means], float).tolist()
-        )
-        title = _gain(before, after, metric, trained)
+        curves = {learner.algorithm: _curve(evaluation.steps, evaluation.per_task, short, evaluation.tasks)}
+        title = f"{_steps(trained).capitalize()}: {metric} {_shown(before, metric)} → {_shown(after, metric)}"
+        first = None if start is None else _curve(report["steps"], start, short, evaluation.tasks)
+        # One that diverges would leave no room for the other.
+        if start is not None and first is not None and max(first.y) < 30 * max(curves[learner.algorithm].y):
+            curves["before meta-training"] = first
+            title = f"{metric.capitalize()} after {_steps(trained)}: {_shown(after, metric)}"
+            title += f", {_shown(start[f'step_{trained}_{short}'], metric)} before meta-training"
         figures["adaptation_curve"] = (
-            plots.adaptation_curves({learner.algorithm: curve}, metric, title, trained_steps=trained),
+            plots.adaptation_curves(curves, metric, title, trained_steps=trained),
+            title,
             f"Mean over {seen(report)}, with its 95 % band.",
         )
     if np.isfinite(after).any():
         better = (after > before).mean() if short == "acc" else (after < before).mean()
-        of = "tasks" if report["tasks"] == report["episodes"] else "tasks' episodes"
-        title = f"Adaptation helps on {better:.0%} of the unseen {of}" if fits else f"{metric.capitalize()} by task"
+        of = "tasks" if report["tasks"] == report["episodes"] else "episodes"
+        title = f"{metric.capitalize()} by {of.removesuffix('s')}"
+        if fits:
+            title = f"Adaptation helps in {100 * better:.0f} % of the {of}"
         figures[f"{metric}_distribution"] = (
-            plots.metric_distribution(before if fits else None, after, metric, title),
+            plots.metric_distribution(before if fits else None, after, metric, title, of=of),
+            title,
             seen(report) + (f", before and after {_steps(trained)}." if fits else "."),
         )
     caption = "Tasks that training never saw, from badly to well adapted."
     samples: Any = sample_tasks(learner, tasks, 6 if not tasks.is_classification else 4)
     if samples and isinstance(samples[0], plots.RegressionTask):
         title = f"{len(samples[0].support_x)} examples, {_steps(trained)}: functions before and after adaptation"
-        figures["predictions"] = (plots.predictions(samples, title), caption)
+        figures["predictions"] = (plots.predictions(samples, title), title, caption)
     elif samples and isinstance(samples[0], plots.PlaneTask):
         title = f"{len(samples[0].support_x)} examples, {_steps(trained)}: accuracy before and after adaptation"
-        figures["decision_regions"] = (plots.decision_regions(samples, title), caption)
+        figures["decision_regions"] = (plots.decision_regions(samples, title), title, caption)
     elif samples:
         task = samples[len(samples) // 2]
         right = int((task.predicted == task.query_y).sum())
         title = f"A typical unseen task: {right} of {len(task.query_y)} queries right"
-        figures["image_task"] = (plots.image_task(task, title), "Green: right. Red: wrong, with what was predicted.")
-    return {plots.save(figure, run.plots / f"{name}.png"): text for name, (figure, text) in figures.items()}
+        text = "Green: right. Red: wrong, with what was predicted."
+        figures["image_task"] = (plots.image_task(task, title), title, text)
+    return {plots.save(figure, run.plots / f"{name}.png"): Plot(*texts) for name, (figure, *texts) in figures.items()}
 
 
 def training_panels(run: ExperimentManager) -> dict[str, dict[str, Any]]:
@@ -126,15 +166,20 @@ def _training_title(panels: Mapping[str, Mapping[str, Any]]) -> str:
     curve = panels[metric].get("validation")
     if curve is None:
         return f"{metric} after adaptation, on training tasks"
-    best = max(curve.y) if metric == "accuracy" else min(curve.y)
-    first, best = (f"{v:.1%}" if metric == "accuracy" else f"{v:.3g}" for v in (curve.y[0], best))
-    return f"Held-out {metric} after adaptation: {first if len(curve.y) == 1 else f'{first} → {best} at best'}"
+    ends = [interval(curve.y[i], curve.band and curve.band[i], percent=metric == "accuracy") for i in (0, -1)]
+    return f"Held-out {metric} after adaptation: {' → '.join(ends[: len(curve.y)])}"
 
 
-def _gain(before: np.ndarray, after: np.ndarray, metric: str, steps: int) -> str:
-    start, end = (float(np.nanmean(np.where(np.isfinite(v), v, np.nan))) for v in (before, after))
-    values = (f"{start:.1%}", f"{end:.1%}") if metric == "accuracy" else (f"{start:.3g}", f"{end:.3g}")
-    return f"{_steps(steps).capitalize()}: {metric} {values[0]} → {values[1]}"
+def _shown(values: np.ndarray, metric: str) -> str:
+    """The mean of what is finite."""
+    return interval(float(np.mean(values, where=np.isfinite(values))), None, percent=metric == "accuracy")
+
+
+def _curve(steps: Sequence[int], values: Mapping[str, np.ndarray], kind: str, tasks: Sequence[str] | None) -> Any:
+    from .plots import Curve
+
+    means, widths = zip(*(mean_ci95(values[f"step_{k}_{kind}"], tasks) for k in steps), strict=True)
+    return Curve(steps, means, np.array(widths, float).tolist())
 
 
 def _steps(count: int) -> str:
@@ -160,41 +205,45 @@ figure { margin: 1.25rem 0 2rem; } figure img { max-width: 100%; background: #ff
   border: 1px solid var(--line); padding: .5rem; box-sizing: border-box; }
 details { margin-top: .75rem; } pre { background: var(--card); padding: 1rem; border-radius: 6px; overflow-x: auto;
   font-size: .85rem; }
+@media print {
+  :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --card: #fff; }
+  figure, table { break-inside: avoid; } pre { white-space: pre-wrap; }
+  details::details-content { content-visibility: visible; block-size: auto; }
+}
 """
 
 
-def _page(run: ExperimentManager, report: Mapping[str, Any], plots: Mapping[Path, str]) -> str:
+def _page(
+    run: ExperimentManager,
+    evaluation: Evaluation,
+    start: Mapping[str, np.ndarray] | None,
+    plots: Mapping[Path, Plot],
+) -> str:
     import yaml
 
-    head = report["headline"]
-    value = _cell(head["mean"], head["ci95"], "acc" if head["metric"] == "accuracy" else "loss")
-    lead = f"{value} {head['metric']} after {_steps(head['steps'])} on {seen(report)}"
-    system = run.system
+    report, system = evaluation.report, run.system
     device = system.get("device") or {}
     facts = {
         "Algorithm": report["algorithm"],
         "Task families": ", ".join(report.get("families", [])),
-        "Meta-iterations": f"{report['iteration']:,} (the best checkpoint)",
+        **_training(run, report["iteration"]),
         "Trainable parameters": f"{report['trainable_parameters']:,}",
         "Adapting to one task": f"{1e3 * report['seconds_per_task']:.1f} ms, "
         f"{report['peak_memory_bytes_per_task'] / 1e6:.2f} MB at the peak",
         "Machine": f"{device.get('name', '?')}, {device.get('cores', '?')} cores, {device.get('blas', '?')}",
         "Versions": ", ".join(f"{k} {v}" for k, v in (system.get("versions") or {}).items() if v),
-        "Seed, commit": f"{system.get('seed')}, {(system.get('git_commit') or 'none')[:12]}",
+        "Seed": system.get("seed"),
+        **({"Commit": system["git_commit"][:12]} if system.get("git_commit") else {}),
         "Started": system.get("started", "?"),
     }
     sections = [
-        f"<h1>{_text(run.name.replace('_', ' '))}</h1><p class='lead'>{_text(lead)}.</p>"
+        f"<h1>{_text(run.name.replace('_', ' '))}</h1><p class='lead'>{_text(_lead(evaluation, start))}</p>"
         f"<p class='soft'>{_text(run.path.name)}</p>",
-        "<h2>Unseen tasks</h2>" + _steps_table(report),
-        *(
-            f"<figure><img alt='{_text(caption)}' src='data:image/png;base64,"
-            f"{base64.b64encode(path.read_bytes()).decode()}'><figcaption>{_text(caption)}</figcaption></figure>"
-            for path, caption in plots.items()
-        ),
+        "<h2>Unseen tasks</h2>" + _steps_table(evaluation, start),
+        *(_figure(path, plot.title, plot.caption) for path, plot in plots.items()),
         *_comparison(run),
         "<h2>Run</h2><div class='scroll'><table>"
-        + "".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in facts.items())
+        + "".join(f"<tr><th scope='row'>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in facts.items())
         + "</table></div>",
         "<details><summary>Configuration</summary><pre>"
         + _text(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
@@ -209,7 +258,40 @@ def _page(run: ExperimentManager, report: Mapping[str, Any], plots: Mapping[Path
     )
 
 
-def _steps_table(report: Mapping[str, Any]) -> str:
+def _lead(evaluation: Evaluation, start: Mapping[str, np.ndarray] | None) -> str:
+    """What the learner reaches, and how much of it meta-training brought, by the differences of each episode."""
+    report = evaluation.report
+    head, share = report["headline"], report["headline"]["metric"] == "accuracy"
+    value = interval(head["mean"], head["ci95"], percent=share)
+    lead = f"{value} {head['metric']} after {_steps(head['steps'])} on {seen(report)}."
+    if start is None:
+        return lead
+    name = f"step_{head['steps']}_{'acc' if share else 'loss'}"
+    if not (np.isfinite(start[name]).all() and np.isfinite(evaluation.per_task[name]).all()):
+        return lead
+    before = interval(*mean_ci95(start[name], evaluation.tasks), percent=share)
+    change = difference(*mean_ci95(evaluation.per_task[name] - start[name], evaluation.tasks), percent=share)
+    return f"{lead} Before meta-training the same learner reaches {before} there; the difference is {change}."
+
+
+def _training(run: ExperimentManager, iteration: int) -> dict[str, str]:
+    """What `train` says of its run."""
+    path = run.path / "full_report.json"
+    done = read_json(path) if path.is_file() else {}
+    total, seconds, best = done.get("iterations"), done.get("seconds"), done.get("best") or {}
+    facts = {"Meta-iterations": f"{iteration:,}" + (f", the best by validation of {total:,}" if total else "")}
+    if seconds:
+        facts["Training and validation"] = f"{seconds:,.1f} s"
+    found = [
+        f"{name} {interval(best[f'val_{name}'], best.get(f'val_{name}_ci95'), percent=name == 'accuracy')}"
+        for name in ("accuracy", "loss")
+        if f"val_{name}" in best
+    ]
+    return {**facts, **({"Validation then": ", ".join(found)} if found else {})}
+
+
+def _steps_table(evaluation: Evaluation, start: Mapping[str, np.ndarray] | None) -> str:
+    report = evaluation.report
     metrics, extrapolated = report["metrics"], set(report["extrapolated_steps"])
     kinds = [kind for kind in ("acc", "loss") if f"step_{report['steps'][0]}_{kind}" in metrics]
     names = {"acc": "accuracy", "loss": "loss"}
@@ -217,14 +299,27 @@ def _steps_table(report: Mapping[str, Any]) -> str:
     for k in report["steps"]:
         trained = k == report["trained_steps"]
         note = " (trained)" if trained else " (extrapolated)" if f"step_{k}_loss" in extrapolated else ""
+        own = {kind: (metrics[f"step_{k}_{kind}"], metrics[f"step_{k}_{kind}_ci95"]) for kind in kinds}
+        first = {kind: mean_ci95(start[f"step_{k}_{kind}"], evaluation.tasks) for kind in kinds} if start else {}
         cells = "".join(
-            f"<td class='n'>{_cell(metrics[f'step_{k}_{kind}'], metrics[f'step_{k}_{kind}_ci95'], kind)}</td>"
+            f"<td class='n'>{interval(*found[kind], percent=kind == 'acc')}</td>"
             for kind in kinds
+            for found in (own, first)
+            if found
         )
-        rows.append(f"<tr{' class=trained' if trained else ''}><td class='n'>{k}{note}</td>{cells}</tr>")
-    head = "".join(f"<th class='n'>{names[kind]} ± 95 %</th>" for kind in kinds)
-    table = f"<table><tr><th class='n'>inner steps</th>{head}</tr>{''.join(rows)}</table>"
-    return f"<div class='scroll'>{table}</div>"
+        rows.append(f"<tr{' class=trained' if trained else ''}><th scope='row' class='n'>{k}{note}</th>{cells}</tr>")
+    when = ("",) if start is None else ("", ", before meta-training")
+    head = "".join(f"<th scope='col' class='n'>{names[kind]}{text}</th>" for kind in kinds for text in when)
+    table = f"<table><tr><th scope='col' class='n'>inner steps</th>{head}</tr>{''.join(rows)}</table>"
+    return f"<div class='scroll'>{table}</div><p class='soft'>Means with their 95 % intervals.</p>"
+
+
+def _figure(path: Path, title: str, caption: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f"<figure><img alt='{_text(title)}' src='data:image/png;base64,{data}'>"
+        f"<figcaption>{_text(caption)}</figcaption></figure>"
+    )
 
 
 def _comparison(run: ExperimentManager) -> list[str]:
@@ -232,19 +327,8 @@ def _comparison(run: ExperimentManager) -> list[str]:
     picture, results = run.plots / "comparison.png", run.path / "comparison.json"
     if not (picture.is_file() and results.is_file()):
         return []
-    data = base64.b64encode(picture.read_bytes()).decode()
     text = str(read_json(results).get("title", "Against baselines"))
-    return [
-        f"<h2>Against baselines</h2><figure><img alt='{_text(text)}' src='data:image/png;base64,{data}'>"
-        f"<figcaption>{_text(text)}</figcaption></figure>"
-    ]
-
-
-def _cell(mean: float | None, ci95: float | None, kind: str) -> str:
-    if mean is None:
-        return "not finite"
-    scale, unit, digits = (100, " %", 1) if kind == "acc" else (1, "", 4)
-    return f"{scale * mean:.{digits}f}{unit}" + ("" if ci95 is None else f" ± {scale * ci95:.{digits}f}")
+    return ["<h2>Against baselines</h2>" + _figure(picture, text, text)]
 
 
 def _text(value: object) -> str:

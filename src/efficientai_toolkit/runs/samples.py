@@ -58,9 +58,10 @@ def _regression(learner: MetaLearner, sx: mx.array, sy: mx.array, qx: mx.array, 
     xs = np.concatenate([np.array(sx), np.array(qx)]).ravel()
     grid = np.linspace(xs.min(), xs.max(), _GRID, dtype=np.float32)
     at = mx.array(grid)[:, None]
-    before, after = learner.adapt(sx, sy, num_steps=0)(at), learner.adapt(sx, sy)(at)
-    arrays = (sx, sy, qx, qy, mx.array(grid), before, after)
-    return RegressionTask(*(np.array(array).ravel() for array in arrays))
+    models = learner.adapt(sx, sy, num_steps=0), learner.adapt(sx, sy)
+    before, after = (float(mx.mean(mx.square(model(qx) - qy))) for model in models)
+    arrays = [np.array(array).ravel() for array in (sx, sy, qx, qy, at, *(model(at) for model in models))]
+    return RegressionTask(*arrays, error=(before, after))  # pyright: ignore[reportCallIssue]
 
 
 def _plane(learner: MetaLearner, sx: mx.array, sy: mx.array, qx: mx.array, qy: mx.array) -> PlaneTask:

@@ -116,7 +116,7 @@ def resume(run: str | Path, overrides: Iterable[Override] = (), *, watch: Watch 
                 f"{path} has done {iteration} iterations already, and {config.num_meta_iterations} are asked for; "
                 "a run can go on, and not back"
             )
-    manager = ExperimentManager.open(path, iteration)
+    manager = ExperimentManager.open(path, iteration or -1)  # what begins again logs its start again
     return _Loop(built, manager, progress, watch).run()
 
 
@@ -161,9 +161,10 @@ class _Loop:
         try:
             with _interruptible() as interrupted:
                 stopped = self._stop()
-                if stopped is None and first == total == 0:
-                    self._validate()
-                    self._save(final=True)
+                if stopped is None and first == 0:
+                    self._validate()  # what training brings is seen against this row
+                    if total == 0:
+                        self._save(final=True)
                 while stopped is None and learner.iteration < total:
                     batch, coming = self.splits.train.batch_at(learner.iteration, tasks), learner.iteration + 1
                     metrics = learner.meta_update(batch, support_loss=coming % log_interval == 0 or coming == total)
@@ -242,10 +243,12 @@ class _Loop:
             if f"step_{after}_{short}" in values:
                 row |= _mean_ci(name, values[f"step_{after}_{short}"])
                 row[f"{name}_before"] = _finite(values[f"step_{before}_{short}"].mean())
-        if _score(row) > _score(self.progress.best):
-            self.progress.best, self.progress.stale = row, 0
-        else:
-            self.progress.stale += 1
+        # The start is never the best, but where there is nothing else: with patience, a run would not get going.
+        if self.learner.iteration or not self.meta.num_meta_iterations:
+            if _score(row) > _score(self.progress.best):
+                self.progress.best, self.progress.stale = row, 0
+            else:
+                self.progress.stale += 1
         self._log(row)
         self.since = time.perf_counter()  # validation is not training time
 
@@ -335,7 +338,7 @@ class _Loop:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Within it the first Ctrl-C (or SIGTERM) only sets the event; the second is a KeyboardInterrupt."""
+    """Within it the first Ctrl-C (SIGTERM, closed terminal) only sets the event; the second is a KeyboardInterrupt."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -346,7 +349,11 @@ def _interruptible() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         event.set()
 
-    held = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # `nohup` ignores it, and that stays
+        numbers.append(hangup)
+    held = {number: signal.signal(number, note) for number in numbers}
     try:
         yield event
     finally:
