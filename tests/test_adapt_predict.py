@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -213,6 +212,24 @@ def test_numbers_for_classifiers_and_regressions(tmp_path):
         adapted.predict(x[:, :1])
     with pytest.raises(DataError, match="the label 'a' is not a number"):
         adapt_checkpoint(run, x[:2, :1], ["1", "a"])
+    points = tmp_path / "points.csv"
+    points.write_text("x,y\n" + "".join(f"{a},{b}\n" for a, b in x.tolist()))
+
+    def said(*arguments, **options):
+        done = CliRunner().invoke(app, [str(a) for a in arguments], **options)
+        assert done.exit_code == 0, done.output
+        return done
+
+    folder = tmp_path / "my wave"
+    end = said("adapt", "--checkpoint", run, "--support", points, "--output", folder).stdout.splitlines()[-1]
+    assert end.endswith(f"--adapter '{folder}' --input points.csv")
+    done = said("predict", "--adapter", folder, "--input", points)
+    error = float(np.square(np.array(adapted.outputs(x[:, :1]))[:, 0] - x[:, 1]).mean())
+    assert done.stderr == f"mean squared error {error:.4g} over 16 rows\n"
+    piped = said("predict", "--adapter", folder, "--input", "-", input=points.read_text())
+    assert (piped.stdout, piped.stderr) == (done.stdout, done.stderr)
+    alone = said("predict", "--adapter", folder, "--input", "-", input="".join(f"{a}\n" for a in x[:, 0].tolist()))
+    assert (alone.stdout, alone.stderr) == (done.stdout, "")
 
 
 # --- the command line --------------------------------------------------------------------------------------------
@@ -245,15 +262,17 @@ def test_labels_are_said_in_any_encoding(runs, tmp_path, monkeypatch):
     labels = ["día", "día", "熱い", "熱い"]
     adapt_checkpoint(runs["protonet"], SUPPORT[:4], labels).save(tmp_path / "mine")
     (tmp_path / "asked.txt").write_text("\n".join(SUPPORT[:4]))
-    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    out = (tmp_path / "answers.txt").open("w", encoding="latin-1")
     monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "__stdout__", out)  # the process's own
     arguments = ["predict", "--adapter", tmp_path / "mine", "--input", tmp_path / "asked.txt"]
     monkeypatch.setattr(sys, "argv", ["efficientai-toolkit", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
-    out.flush()
+    sys.stdout.flush()
     assert ended.value.code == 0
-    said = out.buffer.getvalue().decode("latin-1").splitlines()  # type: ignore[attr-defined]
+    said = (tmp_path / "answers.txt").read_text("latin-1").splitlines()
+    out.close()
     assert [line.split("\t")[0] for line in said] == ["día", "día", r"\u71b1\u3044", r"\u71b1\u3044"]
 
 

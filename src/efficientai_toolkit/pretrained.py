@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,9 +53,31 @@ def resolve(source: str | Path, *, revision: str | None = None, cache_dir: str |
         return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=list(_FILES)))
     except Exception as error:  # the hub raises its own classes, and those of its network library
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataNotFoundError(
-            f"no folder or package {name!r}, and the hub did not give it: {reason}{hint}"
-        ) from error
+        said = "there is no connection to ask the hub" if _offline(error) else f"the hub did not give it: {reason}"
+        raise DataNotFoundError(f"no folder or package {name!r}, and {said}{hint or _nearest(folder)}") from error
+
+
+def _offline(error: BaseException | None) -> bool:
+    """Whether the network is what failed, which the hub's errors say by their causes alone."""
+    while error is not None and not isinstance(error, socket.gaierror | ConnectionError | TimeoutError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _nearest(given: Path) -> str:
+    """The package, or the model folder beside `given`, whose name is the nearest; empty where none is near."""
+    beside = given.parent.iterdir() if given.parent.is_dir() else ()
+    known = [package.replace("_", "-") for package in PACKAGES.values()]
+    known += [str(folder) for folder in beside if (folder / "config.json").is_file()]
+    close = difflib.get_close_matches(str(given), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def hub_name(source: str) -> str:
+    """The hub's name of the model that the package `source` carries; every other source is what it was."""
+    package = PACKAGES.get(source, source.replace("-", "_"))
+    names = [] if Path(source).expanduser().is_dir() else [name for name in PACKAGES if "/" in name]
+    return next((name for name in names if PACKAGES[name] == package), source)
 
 
 def _in_package(package: str) -> Path | None:

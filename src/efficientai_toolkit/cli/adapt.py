@@ -41,17 +41,19 @@ def adapt(
     from ..errors import ConfigurationError
     from ..runs.adapted import adapt_checkpoint
     from ..runs.build import checkpoint_file
-    from ..runs.loaded import kind_of_inputs, read_arrays, stored_config
+    from ..runs.loaded import is_regression, kind_of_inputs, read_arrays, stored_config
     from ..tasks.numbers import column_names
     from .examples import background_of, support_of
+    from .shown import command
 
     started = time.perf_counter()
     if steps is not None and steps < 0:
         raise ConfigurationError(f"--steps is {steps}; expected a whole number of at least 0")
     select_device(device)
-    kind = kind_of_inputs(stored_config(checkpoint_file(checkpoint)))
-    columns = column_names(support) if kind == "numbers" else None
-    inputs, labels = support_of(support) if kind == "texts" else read_arrays(support, kind)
+    config = stored_config(checkpoint_file(checkpoint))
+    kind, regression = kind_of_inputs(config), is_regression(config)
+    columns = column_names(support, regression=regression) if kind == "numbers" else None
+    inputs, labels = support_of(support) if kind == "texts" else read_arrays(support, kind, regression=regression)
     off = None
     if background and kind != "texts":
         off = read_arrays(background, kind, labelled=False, columns=columns)[0]
@@ -78,4 +80,4 @@ def adapt(
     if adapted.threshold is not None:
         print(f"None of these below a score of {adapted.threshold:.3f}")
     example = {"texts": "texts.csv", "images": "FOLDER", "numbers": "points.csv"}[kind]
-    print(f"Use it: efficientai-toolkit meta-learning-peft:predict --adapter {output} --input {example}")
+    print(f"Use it: {command('predict', adapter=output, input=example)}")

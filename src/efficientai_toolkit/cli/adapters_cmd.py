@@ -53,14 +53,15 @@ def adapters(
     from rich.table import Table
 
     table = Table(title=f"{model}: {whole:,} parameters", title_justify="left")
-    for title in ("method", "trainable", "of all", "with Adam", "rate", ""):
-        table.add_column(title, justify="left" if title in ("method", "") else "right")
+    table.add_column("method", no_wrap=True)
+    for title in ("trainable", "of all", "memory in Adam", "learning rate"):
+        table.add_column(title, justify="right")
+    if faults:
+        table.add_column("note")
     for row in rows:
-        if row["parameters"] is None:
-            table.add_row(row["method"], "–", "–", "–", "–", row["note"])
-        else:
+        cells = ["–"] * 4
+        if row["parameters"] is not None:
             share = f"{100 * row['parameters'] / whole:.2f} %"
-            table.add_row(
-                row["method"], f"{row['parameters']:,}", share, bytes_of(row["bytes"]), f"{row['learning_rate']:g}", ""
-            )
-    Console().print(table)
+            cells = [f"{row['parameters']:,}", share, bytes_of(row["bytes"]), f"{row['learning_rate']:.0e}"]
+        table.add_row(row["method"], *cells, *([row["note"]] if faults else []))
+    Console(highlight=False).print(table)

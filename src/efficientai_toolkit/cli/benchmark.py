@@ -24,7 +24,7 @@ def benchmark(
     workload: Annotated[
         list[str] | None, typer.Option("--workload", help="Only this one, by name (repeatable).")
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="Of timing, a workload.")] = 3.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="Seconds of timing for each workload.")] = 3.0,
     quick: Annotated[bool, typer.Option("--quick", help="Small and short: shows that everything runs.")] = False,
     save: Annotated[Path | None, typer.Option("--save", help="Write the JSON here, too.")] = None,
     device: Device = None,
@@ -65,7 +65,6 @@ def benchmark(
 def show(report: dict[str, Any]) -> None:
     """A row a workload and device, a row a learner, or a row a learner over LoRA and place of the adapters."""
     from rich.console import Console
-    from rich.table import Table
 
     machine = report["machine"]
     console = Console()
@@ -74,7 +73,7 @@ def show(report: dict[str, Any]) -> None:
     if "learners" in report:
         for workload, title in report["workloads"].items():
             rows = [row for row in report["learners"] if row["workload"] == workload]
-            table = Table("learner", "ms a step", "min – max", "÷ MAML", "memory", title=title)
+            table = _table("learner", "ms a step", "min–max", "÷ MAML", "memory", title=title)
             for row in rows:
                 table.add_row(row["name"], *_times(row), f"{row['ratio']:.2f}", _megabytes(row))
             console.print(table)
@@ -84,17 +83,17 @@ def show(report: dict[str, Any]) -> None:
                     console.print(f"{row['name']}: {given}", highlight=False)
         return
     if "peft" in report:
-        table = Table("learner", "LoRA in", "ms a step", "min – max", "memory", "× faster")
+        table = _table("learner", "LoRA in", "ms a step", "min–max", "memory", "× faster")
         for row in report["peft"]:
             faster = f"{row['speedup']:.2f}" if "speedup" in row else ""
             table.add_row(row["name"], row["adapters"], *_times(row), _megabytes(row), faster)
         console.print(table)
         console.print(report["workload"], highlight=False)
         return
-    table = Table("workload", "device", "ms a step", "min – max", "tasks/s", "1000 steps", "memory")
+    table = _table("workload", "device", "ms a step", "min–max", "tasks/s", "1000 steps", "memory")
     for row in report["results"]:
         table.add_row(
-            row["name"],
+            _short(row["name"]),
             row["device"],
             *_times(row),
             f"{row['tasks_per_s']:,.0f}",
@@ -103,18 +102,38 @@ def show(report: dict[str, Any]) -> None:
         )
     console.print(table)
     for name, title in {row["name"]: row["title"] for row in report["results"]}.items():
-        console.print(f"{name}: {title}", highlight=False)
+        console.print(f"{_short(name)}: {title}", highlight=False)
     for name, ratio in report["gpu_speedup"].items():
-        console.print(f"{name}: the GPU is {ratio:.1f} × as fast as the CPU", highlight=False)
+        console.print(f"{_short(name)}: the GPU is {ratio:.1f} × as fast as the CPU", highlight=False)
+
+
+def _table(*titles: str, title: str | None = None) -> Any:
+    """Names to the left, numbers to the right, and no cell broken."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in titles:
+        left = name in ("workload", "learner", "device", "LoRA in")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    return table
+
+
+def _short(name: str) -> str:
+    """`h64 b4` of "hidden 64, meta-batch 4": a row has 80 characters."""
+    return name.replace("hidden ", "h").replace(", meta-batch ", " b")
 
 
 def _times(row: dict[str, Any]) -> tuple[str, str]:
-    ms = row["ms"]
-    return f"{ms['median']:.3g}", f"{ms['min']:.3g} – {ms['max']:.3g}"
+    median, low, high = (_digits(row["ms"][name]) for name in ("median", "min", "max"))
+    return median, f"{low}–{high}"
 
 
 def _megabytes(row: dict[str, Any]) -> str:
-    return f"{row['peak_bytes'] / 2**20:.1f} MB"
+    return f"{_digits(row['peak_bytes'] / 2**20)} MB"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def _duration(seconds: float) -> str:

@@ -13,10 +13,13 @@ from .options import Checkpoint, Config, DataDir, Device, Json, Set, echo_json, 
 def compare(
     checkpoint: Checkpoint,
     config: Config = None,
-    shots: Annotated[str, typer.Option("--shots", metavar="1,5,10", help="Numbers of examples K.")] = "1,5,10",
+    shots: Annotated[
+        str, typer.Option("--shots", metavar="1,5,10", help="Numbers of examples K to adapt to.")
+    ] = "1,5,10",
     episodes: Annotated[int, typer.Option("--episodes", help="Test episodes.")] = 200,
     iterations: Annotated[
-        int | None, typer.Option("--iterations", help="Of joint pre-training (default: as meta-training had).")
+        int | None,
+        typer.Option("--iterations", help="Steps of joint pre-training (default: as many as meta-training had)."),
     ] = None,
     sets: Set = None,
     data_dir: DataDir = None,
@@ -55,20 +58,26 @@ def compare(
 
 
 def show(report: dict[str, Any]) -> None:
-    """A row a K, a column a method."""
+    """A row a K, a column a method; and by how much meta-learning is ahead of each, on the same episodes."""
     from rich.console import Console
     from rich.table import Table
 
+    from ..intervals import difference, interval
     from ..runs.evaluate import seen
-    from .evaluate import interval
 
     kind = "acc" if report["metric"] == "accuracy" else "loss"
-    title = f"{report['metric']} on {seen(report)} after {report['inner_steps']} inner steps"
-    table = Table(title=title, title_justify="left")
-    table.add_column(f"K ({report['k_counts']})", justify="right")
-    for name in report["results"]:
-        table.add_column(name, justify="right")
-    for k in report["k_shots"]:
-        rows = (rows[str(k)] for rows in report["results"].values())
-        table.add_row(str(k), *(interval(row[kind], row[f"{kind}_ci95"], kind) for row in rows))
-    Console().print(table)
+    steps = "one inner step" if report["inner_steps"] == 1 else f"{report['inner_steps']} inner steps"
+    parts = {
+        f"{report['metric']} on {seen(report)} after {steps}; K: {report['k_counts']}": (report["results"], interval),
+        "meta-learned minus each of the others, on the same episodes": (report["differences"], difference),
+    }
+    console = Console(highlight=False)
+    for title, (columns, said) in parts.items():
+        table = Table(title=title, title_justify="left")
+        table.add_column("K", justify="right")
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True)
+        for k in report["k_shots"]:
+            rows = (rows[str(k)] for rows in columns.values())
+            table.add_row(str(k), *(said(row[kind], row[f"{kind}_ci95"], percent=kind == "acc") for row in rows))
+        console.print(table)

@@ -22,26 +22,55 @@ def evaluate(
     data_dir: DataDir = None,
     device: Device = None,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Of the JSON report (default: in the run folder).")
+        Path | None,
+        typer.Option(
+            "--report",
+            help="Write the JSON report here (default: evaluation.json in the run folder; with other settings than the "
+            "run's own they are part of the name).",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """A table with 95 % intervals, and a JSON report; by default on the run's own test tasks."""
     from ..devices import select_device
-    from ..runs.evaluate import evaluate_checkpoint
+    from ..runs.build import checkpoint_file
+    from ..runs.evaluate import evaluate_checkpoint, report_path
     from .options import load_config
 
     select_device(device)
     found = overrides(sets, data_dir=("paths.data_dir", data_dir))
     given = None if config is None else load_config(config, found)
     chosen = None if steps is None else whole_numbers(steps, "--steps")
+    path = checkpoint_file(checkpoint)
+    if report is None and (other := _other_settings(path, config, episodes, chosen, sets or [])):
+        own = report_path(path)  # which is kept
+        report = own.with_name(f"{own.stem}_{other}.json")
     evaluation = evaluate_checkpoint(
-        checkpoint, given, overrides=found, episodes=episodes, steps=chosen, output=report
+        path, given, overrides=found, episodes=episodes, steps=chosen, output=report
     ).report
     if json:
         echo_json(evaluation)
     else:
         show(evaluation)
+
+
+def _other_settings(
+    checkpoint: Path, config: Path | None, episodes: int | None, steps: list[int] | None, sets: list[str]
+) -> str:
+    """What an evaluation has other than the run's own, as a part of a file's name; empty where it has nothing."""
+    import re
+
+    from ..checkpoint import read_header
+    from ..config import MetaLearningConfig
+
+    changed = [config.stem] if config else []
+    stored = read_header(checkpoint).get("config")
+    own = MetaLearningConfig.from_dict(stored).evaluation if stored and not config else None
+    if episodes is not None and (own is None or episodes != own.episodes):
+        changed.append(f"episodes={episodes}")
+    if steps is not None and (own is None or steps != list(own.steps)):
+        changed.append(f"steps={','.join(map(str, steps))}")
+    return re.sub(r"[^\w.,=-]+", "-", "_".join([*changed, *sets]))[:150]
 
 
 def whole_numbers(text: str, flag: str) -> list[int]:
@@ -62,6 +91,7 @@ def show(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..intervals import interval
     from ..runs.evaluate import seen
 
     metrics, extrapolated = report["metrics"], set(report["extrapolated_steps"])
@@ -70,7 +100,7 @@ def show(report: Mapping[str, Any]) -> None:
         for kind, title in (("acc", "accuracy"), ("loss", "loss"))
         if f"step_{report['steps'][0]}_{kind}" in metrics
     }
-    console = Console()
+    console = Console(highlight=False)
     title = f"{report['algorithm']}, iteration {report['iteration']}: {seen(report)}"
     table = Table(title=title, title_justify="left")
     table.add_column("inner steps", justify="right")
@@ -80,15 +110,20 @@ def show(report: Mapping[str, Any]) -> None:
     for k in [report["trained_steps"]] if closed else report["steps"]:
         trained = k == report["trained_steps"]
         note = " (trained)" if trained else " (extrapolated)" if f"step_{k}_loss" in extrapolated else ""
-        cells = [interval(metrics[f"step_{k}_{kind}"], metrics[f"step_{k}_{kind}_ci95"], kind) for kind in kinds]
+        cells = [
+            interval(metrics[f"step_{k}_{kind}"], metrics[f"step_{k}_{kind}_ci95"], percent=kind == "acc")
+            for kind in kinds
+        ]
         table.add_row("none: in closed form" if closed else f"{k}{note}", *cells, style="bold" if trained else None)
     console.print(table)
     speed = report["adaptation_speed"]
     if speed["steps_to_90_percent"] is not None:
         reached, last = speed["steps_to_90_percent"], speed["of_the_gain_after"]
-        console.print(f"90 % of the gain of {last} steps is reached after {reached}.")
+        steps = "one step" if reached == 1 else f"{reached} steps"
+        console.print(f"90 % of the gain of {last} steps is reached after {steps}.")
+    milliseconds = float(f"{1e3 * report['seconds_per_task']:.2g}")  # more digits differ from call to call
     console.print(
-        f"Adapting to one task: {1e3 * report['seconds_per_task']:.1f} ms, "
+        f"Adapting to one task: {milliseconds:g} ms, "
         f"{bytes_of(report['peak_memory_bytes_per_task'])} at the peak, "
         f"{report['trainable_parameters']:,} trainable parameters."
     )
@@ -101,12 +136,3 @@ def show(report: Mapping[str, Any]) -> None:
 
 def bytes_of(count: float) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
-
-
-def interval(mean: float | None, ci95: float | None, kind: str) -> str:
-    """`87.3 % ± 0.4` for accuracies, `0.335 ± 0.016` for losses, a dash for what is not finite."""
-    if mean is None:
-        return "–"
-    scale, unit, digits = (100, " %", 1) if kind == "acc" else (1, "", 4)
-    spread = "" if ci95 is None else f" ± {scale * ci95:.{digits}f}"
-    return f"{scale * mean:.{digits}f}{unit}{spread}"

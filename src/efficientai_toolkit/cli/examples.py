@@ -16,13 +16,10 @@ def support_of(path: Path) -> tuple[list[str], list[str]]:
     return [example.text for example in examples], [str(example.label) for example in examples]
 
 
-def inputs_of(path: str, texts: bool) -> tuple[Any, list[str] | None]:
-    """Inputs of a file, or of standard input where it is "-" (one text a line), and labels where it has them."""
-    from ..errors import DataError
+def texts_of(path: str) -> tuple[list[str], list[str] | None]:
+    """Texts of a file, or of standard input where it is "-" (one a line), and labels where it has them."""
     from ..tasks.labelled import parse_examples, read_examples
 
-    if not texts:
-        raise DataError("--input -: only texts can come from standard input; give a file, or a folder of images")
     if path == "-":
         examples = parse_examples(sys.stdin.buffer.read(), "standard input", "", labelled=False)
     else:
@@ -36,7 +33,7 @@ def background_of(path: Path | None, data_dir: Path | None, texts: bool) -> Any:
     from ..errors import ConfigurationError, DataNotFoundError
 
     if path is not None:
-        return inputs_of(str(path), texts)[0]
+        return texts_of(str(path))[0]
     if not texts:
         raise ConfigurationError("--none-of-these needs --background, a file of inputs that fit no label")
     from ..tasks.intents import out_of_scope

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .export import Adapted, Base, Folder
+from .export import Adapted, Base, Folder, say_learned
 
 
 def fuse(
@@ -22,6 +22,7 @@ def fuse(
 
     lost = fuse_adapter(adapter, output, source=base, dequantize=dequantize)
     print(f"fused model: {output}")
+    say_learned(output)
     if lost:
         worst = max(lost, key=lambda path: lost[path])
         print(

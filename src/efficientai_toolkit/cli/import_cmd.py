@@ -18,9 +18,8 @@ def import_(
 ) -> None:
     """Read an adapter of Hugging Face PEFT or mlx-lm into a checkpoint that `adapt` can start from."""
     from ..runs.exchange import import_adapter
+    from .shown import command
 
     read = import_adapter(input, format, base, output)
     print(f"{read['method']}, {read['parameters']:,} parameters: {output}")
-    print(
-        f"Use it: efficientai-toolkit meta-learning-peft:adapt --checkpoint {output} --support my_examples.csv -o mine"
-    )
+    print(f"Use it: {command('adapt', checkpoint=output, support='my_examples.csv', output='mine')}")

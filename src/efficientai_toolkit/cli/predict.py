@@ -17,8 +17,8 @@ def predict(
         typer.Option(
             "--input",
             "-i",
-            help="Texts: a file (.csv, .jsonl, or a text a line), or - for standard input; numbers: .csv or .npz; "
-            "images: a folder of them, one image, or .npz.",
+            help="Texts: a file (.csv, .jsonl, or a text a line), or - for standard input; numbers: .csv or .npz, or - "
+            "for a CSV on standard input; images: a folder of them, one image, or .npz.",
         ),
     ],
     threshold: Annotated[
@@ -39,23 +39,33 @@ def predict(
     import numpy as np
 
     from ..devices import select_device
-    from ..runs.adapted import AdaptedTask
+    from ..errors import DataError
+    from ..runs.adapted import AdaptedTask, targets
     from ..runs.exchange import refuse_foreign
     from ..runs.loaded import read_arrays
-    from .examples import inputs_of
+    from .examples import texts_of
 
     select_device(device)
     refuse_foreign(adapter)
     adapted = AdaptedTask.load(adapter, source=base)
     if threshold is not None:
         adapted.threshold = threshold
-    if adapted.reads_texts or input == "-":
-        inputs, truth = inputs_of(input, adapted.reads_texts)
+    regression = adapted.labels is None
+    if adapted.reads_texts:
+        inputs, truth = texts_of(input)
+    elif input == "-" and adapted.kind == "images":
+        raise DataError("--input -: images cannot come from standard input; give a folder of them, one image, or .npz")
     else:
-        inputs, truth = read_arrays(input, adapted.kind, labelled=False, columns=adapted.columns)
-    if adapted.labels is None:
-        for row in np.array(adapted.outputs(inputs)).tolist():
+        columns = adapted.columns
+        inputs, truth = read_arrays(input, adapted.kind, labelled=False, columns=columns, regression=regression)
+    if regression:
+        expected = None if truth is None else targets(truth)
+        outputs = adapted.outputs(inputs)
+        for row in np.array(outputs).tolist():
             echo_json({"value": row}) if json else print("\t".join(f"{value:.6g}" for value in row))
+        if expected is not None:
+            error = float(np.square(np.array(outputs - expected)).mean())
+            print(f"mean squared error {error:.4g} over {len(expected)} rows", file=sys.stderr)
         return
     found = adapted.answers(inputs)
     for each, answer in zip(inputs, found, strict=True):

@@ -17,7 +17,9 @@ REPORTS = {"continual": "continual.report:write", "melpa": "recipes.melpa_report
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    episodes: Annotated[int, typer.Option("--episodes", help="Test episodes behind the curves.")] = 200,
+    episodes: Annotated[
+        int | None, typer.Option("--episodes", help="Test episodes behind the curves (default: the configuration's).")
+    ] = None,
     data_dir: DataDir = None,
     device: Device = None,
     json: Json = False,

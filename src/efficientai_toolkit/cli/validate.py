@@ -196,19 +196,23 @@ def suite() -> Check:
 
 def show(checks: list[Check], ok: bool) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False)
-    for title in ("", "check", "found", "remedy"):
-        table.add_column(title, overflow="fold")
+    for title in ("", "check"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("found", overflow="fold")
     group = ""
     for check in checks:
         if check.group != group:
             group = check.group
             table.add_row("", f"[bold]{group}[/bold]")
         mark = "[green]✓[/green]" if check.ok else "[red]✗[/red]" if check.needed else "[yellow]✗[/yellow]"
-        remedy = check.remedy if check.needed or check.ok else f"optional: {check.remedy}"
-        table.add_row(mark, check.name, *(text.replace("[", r"\[") for text in (check.detail, remedy)))
+        table.add_row(mark, check.name, escape(check.detail))
+        if check.remedy:
+            remedy = check.remedy if check.needed else f"optional: {check.remedy}"
+            table.add_row("", "", escape(f"→ {remedy}"))
     console.print(table)
     console.print("Everything needed works." if ok else "Something needed does not work: see ✗ above.")

@@ -94,6 +94,19 @@ class AdaptedTask:
         return model
 
     @property
+    def learned(self) -> dict[str, mx.array]:
+        """What a metric learner made of the examples, without its encoder's weights; empty of one that adapts weights.
+
+        Of a prototypical network it is `prototypes` (C, d), one of each label.
+        """
+        if self._is_weights:
+            return {}
+        made = flatten({name: part for name, part in self.fast.items() if name != "model"})
+        if self.labels is not None and "prototypes" in made:  # which has a row for every class there could have been
+            return {"prototypes": made["prototypes"][: len(self.labels)]}
+        return made
+
+    @property
     def _is_weights(self) -> bool:
         return self.learner.learner.predict is apply_fast
 
@@ -222,7 +235,7 @@ def adapt_checkpoint(
     if not base.classification:
         if background is not None:
             raise ModelError(f"{path} is a regression model: it has no labels, so nothing can be none of them")
-        fast = _adapt(learner, x, _targets(labels), num_steps)
+        fast = _adapt(learner, x, targets(labels), num_steps)
         return AdaptedTask(base, fast, None, statistics=support_statistics(learner, fast, x), columns=columns)
     names = list(dict.fromkeys(labels))
     y = np.array([names.index(label) for label in labels], np.int32)
@@ -341,7 +354,8 @@ def _alike(learner: MetaLearner, fast: Any) -> bool:
     return all(mx.all(fast[path] == fast[path][:1]).item() for path in learner.problem().head_paths)
 
 
-def _targets(labels: Sequence[str]) -> mx.array:
+def targets(labels: Sequence[str]) -> mx.array:
+    """(N, 1) the numbers that a regression's labels say."""
     try:
         return mx.array(np.array([[float(label)] for label in labels], np.float32))
     except ValueError:

@@ -1,24 +1,36 @@
-"""Adapters in and out of other libraries' folders, and whole models with the adapter folded in."""
+"""Adapters in and out of other libraries' folders, and whole models with the adapter folded in.
+
+What `adapt` and `finetune` learned beyond the adapter has no place in those formats. It lies in the same folder, where
+the other libraries leave it alone:
+
+* `labels.json`: `labels`, in the order of the classes; the `algorithm` and its `options`; the `pooling` of token states
+  to one vector a text, and whether it is scaled to length 1 (`normalize`); the `threshold` of "none of these".
+* `head.safetensors`: of a learner that adapts weights, `head.weight` (C, d) and `head.bias` (C,) for the logits.
+* `learned.safetensors`: what a metric learner made of the examples in place of a head. Of a prototypical network it is
+  `prototypes` (C, d), the labels' mean vectors; logits are −‖z − c‖², or `scale` · cos(z, c).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.nn as nn
 
 from ..adapters import ADAPTERS, AdapterConfig
-from ..adapters.attach import adapters_of
-from ..adapters.formats import CONFIG, fuse_folder, read_config
+from ..adapters.attach import adapters_of, flat_parameters
+from ..adapters.formats import CONFIG, HEAD, fuse_folder, read_config, save_arrays
 from ..adapters.formats_mlx import export_mlx_lm, import_mlx_lm
 from ..adapters.formats_peft import export_peft, import_peft
 from ..backbones import backbone_class
 from ..checkpoint import write_npz
 from ..config import MetaLearningConfig
-from ..errors import AdapterError, ConfigurationError, did_you_mean
-from ..pretrained import backbone_of, resolve
+from ..errors import AdapterError, ConfigurationError, OutputError, did_you_mean
+from ..files import write_json
+from ..pretrained import backbone_of, hub_name, resolve
 from .adapted import ABOUT, AdaptedTask
 from .base_model import describe_base, fixed_arrays
 from .build import build_learner, checkpoint_file
@@ -28,11 +40,13 @@ EXPORTS = {"peft": export_peft, "mlx-lm": export_mlx_lm}
 # Of PEFT without its classifier: the prototypes of one's own labels take its place.
 IMPORTS = {"peft": functools.partial(import_peft, head=False), "mlx-lm": import_mlx_lm}
 _OWN = {"peft": "peft_type", "mlx-lm": "fine_tune_type"}  # what the configuration of each has, and of no other
+LABELS, LEARNED = "labels.json", "learned.safetensors"
 
 
 class Opened(NamedTuple):
     model: nn.Module  # with the adapted weights in it
     config: MetaLearningConfig
+    adapted: AdaptedTask | None = None  # what it is of, where `adapt` or `finetune` wrote it
 
     @property
     def source(self) -> str:
@@ -50,7 +64,7 @@ def open_adapted(path: str | Path, *, source: str | None = None) -> Opened:
     refuse_foreign(path)
     if (Path(path) / ABOUT).is_file():
         adapted = AdaptedTask.load(path, source=source)
-        opened = Opened(adapted.model, adapted.config)
+        opened = Opened(adapted.model, adapted.config, adapted)
     else:
         loaded = load_learner(checkpoint_file(path), source=source)
         opened = Opened(loaded.learner.model, loaded.config)
@@ -69,7 +83,7 @@ def refuse_foreign(path: str | Path) -> None:
 
 
 def export_adapter(path: str | Path, format: str, folder: str | Path, *, source: str | None = None) -> Path:
-    """Write the adapter of `path` (see `open_adapted`) as `format` ("peft" or "mlx-lm") has it.
+    """Write the adapter of `path` (see `open_adapted`) as `format` ("peft" or "mlx-lm") has it, and the rest beside it.
 
     Raises:
         AdapterError: the method or the model has no counterpart there.
@@ -81,7 +95,25 @@ def export_adapter(path: str | Path, format: str, folder: str | Path, *, source:
         raise AdapterError(
             f"mlx-lm has language models only, and the base of {path} is of backbone {backbone!r}; use --format peft"
         )
-    return write(opened.model, folder, base_model=opened.source)
+    base = hub_name(opened.source) if opened.config.model.reads_texts else ""  # others have no base to load
+    written = write(opened.model, folder, base_model=base)
+    _write_learned(opened, written)
+    return written
+
+
+def loading(folder: Path, format: str) -> str:
+    """The lines of Python that load an adapter folder over its base model; empty where there is none to load."""
+    about = read_config(folder, {})
+    if format == "mlx-lm":
+        return f"from mlx_lm import load\nmodel, tokenizer = load({about['model']!r}, adapter_path={str(folder)!r})"
+    loader = "AutoModelForCausalLM" if about["task_type"] == "CAUSAL_LM" else "AutoModel"
+    if not about["base_model_name_or_path"]:
+        return ""
+    base = f"{loader}.from_pretrained({about['base_model_name_or_path']!r})"
+    return (
+        f"from peft import PeftModel; from transformers import {loader}\n"
+        f"model = PeftModel.from_pretrained({base}, {str(folder)!r})"
+    )
 
 
 def import_adapter(folder: str | Path, format: str, source: str, checkpoint: str | Path) -> dict[str, Any]:
@@ -116,7 +148,39 @@ def fuse(
 ) -> dict[str, float]:
     """Write the base model of `path` with its adapter folded in; see `fuse_folder` for what is returned."""
     opened = open_adapted(path, source=source)
-    return fuse_folder(opened.model, resolve(opened.source), folder, dequantize=dequantize)
+    lost = fuse_folder(opened.model, resolve(opened.source), folder, dequantize=dequantize)
+    _write_learned(opened, Path(folder))
+    return lost
+
+
+def _write_learned(opened: Opened, folder: Path) -> None:
+    """Write what was learned beyond the adapter (see above), and remove that of an adapter that was here before."""
+    model, adapted = opened.model, opened.adapted
+    labels = None if adapted is None else adapted.labels
+    try:
+        (folder / LABELS).unlink(missing_ok=True)
+        (folder / LEARNED).unlink(missing_ok=True)
+        if adapted is None or labels is None:
+            return
+        own = flat_parameters(model)
+        if adapted.learned:
+            save_arrays(folder / LEARNED, adapted.learned, {"format": "pt"})
+            (folder / HEAD).unlink(missing_ok=True)  # it takes no part in the answers
+        elif head := {path: own[path] for path in ("head.weight", "head.bias") if path in own}:
+            save_arrays(folder / HEAD, head, {"format": "pt"})
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{folder} cannot be written: {error}") from error
+    options = inspect.signature(adapted.learner.build).parameters
+    about = {
+        "labels": labels,
+        "algorithm": adapted.config.algorithm,
+        "options": {name: option.default for name, option in options.items()} | adapted.learner.options,
+        "threshold": adapted.threshold,
+    }
+    if adapted.reads_texts:
+        about["pooling"] = getattr(model, "pooling", "last token")
+        about["normalize"] = getattr(model, "normalize", False)
+    write_json(folder / LABELS, about)
 
 
 def _format_of(folder: Path) -> str | None:

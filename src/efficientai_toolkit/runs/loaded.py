@@ -104,8 +104,13 @@ def kind_of_inputs(config: MetaLearningConfig) -> str:
     return "images" if all(issubclass(kind, ImageFamily) for kind in kinds) else "numbers"
 
 
+def is_regression(config: MetaLearningConfig) -> bool:
+    """Whether the configured tasks have numbers for labels."""
+    return not family(config.task_distribution.task_families[0]).classification
+
+
 def read_arrays(
-    path: str | Path, kind: str, *, labelled: bool = True, columns: list[str] | None = None
+    path: str | Path, kind: str, *, labelled: bool = True, columns: list[str] | None = None, regression: bool = False
 ) -> tuple[Any, list[str] | None]:
     """Inputs and labels of a user's file (or folder) of "images" or "numbers": `read_images` or `read_numbers`."""
     if kind == "images":
@@ -114,7 +119,7 @@ def read_arrays(
         return read_images(path, labelled=labelled)
     from ..tasks.numbers import read_numbers
 
-    return read_numbers(path, labelled=labelled, columns=columns)
+    return read_numbers(path, labelled=labelled, columns=columns, regression=regression)
 
 
 def structure(config: MetaLearningConfig, input_shape: tuple[int, ...], output_dim: int) -> MetaLearner:

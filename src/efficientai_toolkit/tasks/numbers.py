@@ -1,9 +1,10 @@
-"""Examples that are numbers: a CSV with a column `label`, or an `.npz` with `x` and `y`."""
+"""Examples that are numbers: a CSV with a column `label` (or `target`, `y`), or an `.npz` with `x` and `y`."""
 
 from __future__ import annotations
 
 import csv
 import io
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,24 +13,33 @@ import numpy as np
 from ..errors import DataError
 from .labelled import decoded, fail, label_fault, read_bytes
 
+# What the column of labels, or of a regression's targets, may be called; the first that a file has is it.
+_LABELS, _TARGETS = ("label",), ("label", "target", "y")
+
 
 def read_numbers(
-    path: str | Path, *, labelled: bool = True, columns: list[str] | None = None
+    path: str | Path, *, labelled: bool = True, columns: list[str] | None = None, regression: bool = False
 ) -> tuple[np.ndarray, list[str] | None]:
     """(x (N, …), labels) of the file `path`; x is float32, or of the whole numbers that an `.npz` holds.
 
     Args:
         path: `.npz` with the arrays `x` (N, …) and `y` (N,), or a CSV with a header: numbers, and one column `label`.
-            Where no labels are needed, a CSV of nothing but numbers has no header.
+            Where no labels are needed, a CSV of nothing but numbers has no header. "-" is a CSV on standard input.
         labelled: labels are needed.
         columns: names of the numbers in the order that is wanted; a CSV's header must have these, in any order.
+        regression: the column of labels may be called `target` or `y`, too.
 
     Raises:
         DataError: with the line of every bad row (the first five of them); a column is missing, or unknown.
     """
-    path = Path(path)
-    data = read_bytes(path)
-    x, labels = _from_npz(path, data) if path.suffix == ".npz" else _from_csv(path, data, labelled, columns)
+    if str(path) == "-":
+        path, data = Path("standard input"), sys.stdin.buffer.read()
+    else:
+        path, data = Path(path), read_bytes(path)
+    if path.suffix == ".npz":
+        x, labels = _from_npz(path, data)
+    else:
+        x, labels = _from_csv(path, data, labelled, columns, regression)
     if labelled and labels is None:
         raise DataError(f"{path} has no array y")
     faults = [(i, fault) for i, label in enumerate(labels or (), 1) if (fault := label_fault(label))]
@@ -40,12 +50,12 @@ def read_numbers(
     return x, labels
 
 
-def column_names(path: str | Path) -> list[str] | None:
+def column_names(path: str | Path, *, regression: bool = False) -> list[str] | None:
     """Names of the numbers in the header of the CSV `path`, in its order; an `.npz` has none."""
     path = Path(path)
     if path.suffix == ".npz":
         return None
-    header, label, _ = _table(path, read_bytes(path))
+    header, label, _ = _table(path, read_bytes(path), None, regression)
     return [cell for i, cell in enumerate(header) if i != label]
 
 
@@ -66,12 +76,15 @@ def _from_npz(path: Path, data: bytes) -> tuple[np.ndarray, list[str] | None]:
 
 
 def _from_csv(
-    path: Path, data: bytes, labelled: bool, columns: list[str] | None
+    path: Path, data: bytes, labelled: bool, columns: list[str] | None, regression: bool
 ) -> tuple[np.ndarray, list[str] | None]:
-    header, at, rows = _table(path, data)
+    header, at, rows = _table(path, data, columns, regression)
     names = [cell for i, cell in enumerate(header) if i != at]
     if labelled and at is None:
-        raise DataError(f"{path} has no column label: its columns are {', '.join(header)}")
+        what = "targets" if regression else "labels"
+        raise DataError(
+            f"{path} has no column label: its columns are {', '.join(header)}; name that of the {what} label"
+        )
     # pandas and NumPy name columns 0, 1, … (others 1, 2, …) where nobody does.
     numbered = any(names == [str(i) for i in range(first, first + len(names))] for first in (0, 1))
     named = (numbered and columns is None) or sorted(names) == sorted(columns or ()) or not all(map(_is_number, names))
@@ -99,7 +112,9 @@ def _from_csv(
     return _float32(np.array(values)[:, order]), labels if at is not None else None
 
 
-def _table(path: Path, data: bytes) -> tuple[list[str], int | None, list[tuple[int, list[str]]]]:
+def _table(
+    path: Path, data: bytes, columns: list[str] | None, regression: bool
+) -> tuple[list[str], int | None, list[tuple[int, list[str]]]]:
     """The first line's cells, the place of `label` among them, and (line, cells) of the others that are not blank."""
     text = decoded(data, str(path))
     try:
@@ -110,10 +125,15 @@ def _table(path: Path, data: bytes) -> tuple[list[str], int | None, list[tuple[i
         raise DataError(f"{path} is not valid CSV: {error}") from None
     if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
         raise DataError(f"{path}, line 1: the separator is {other!r}; expected ',' between columns, and '.' in numbers")
-    places = [i for i, cell in enumerate(header) if cell.lower() == "label"]
-    if len(places) > 1:
-        raise DataError(f"{path}, line 1: {len(places)} columns label; expected one")
-    return header, places[0] if places else None, rows
+    for name in _TARGETS if regression else _LABELS:
+        # A column that the model is to read is no target, whatever its name; `label` is reserved.
+        taken = () if name == "label" else columns or ()
+        places = [i for i, cell in enumerate(header) if cell.lower() == name and cell not in taken]
+        if len(places) > 1:
+            raise DataError(f"{path}, line 1: {len(places)} columns {name}; expected one")
+        if places:
+            return header, places[0], rows
+    return header, None, rows
 
 
 def _order(names: list[str], columns: list[str], path: Path) -> list[int]:
