@@ -29,10 +29,10 @@ def refused(tmp_path, monkeypatch):
     """The sentence with which a command refuses its arguments."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments) -> str:
+    def run(*arguments, code: int = 2) -> str:
         result = CliRunner().invoke(app, [str(a) for a in arguments])
         assert isinstance(result.exception, SystemExit), (result.output, result.exception)
-        assert result.exit_code == 2
+        assert result.exit_code == code
         assert "Traceback" not in result.output
         (sentence,) = result.stderr.strip().splitlines()
         assert sentence.startswith("Error: ")
@@ -126,7 +126,7 @@ def test_a_damaged_data_set(refused, tmp_path):
 
 
 def test_divergence(refused, tmp_path):
-    sentence = refused("train", *QUICK, *sets(meta_learning__inner_lr=1e12))
+    sentence = refused("train", *QUICK, *sets(meta_learning__inner_lr=1e12), code=3)
     assert "at iteration 1;" in sentence
     assert "inner_lr" in sentence
     (run,) = (tmp_path / "experiments").iterdir()

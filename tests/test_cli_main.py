@@ -139,6 +139,7 @@ def test_validate(cli):
     assert {"gradient", "second-order gradient", "compile", "vmap", "numpy", "default.yaml", "omniglot.yaml"} <= ok
     text = cli("validate", "--configs", ROOT / "configs").stdout
     assert "✓" in text
+    assert "banking77" in text
     assert "Everything needed works" in text
 
 
@@ -147,6 +148,7 @@ def test_validate_fails_where_something_needed_fails(cli, tmp_path):
     (tmp_path / "worse.yaml").write_text("meta_learning: [")
     result = cli("validate", "--configs", tmp_path, code=1)
     assert "✗" in result.stdout
+    assert "→ correct the file" in result.stdout
     assert "'maml'" in result.stdout
     assert "does not work" in result.stdout
 

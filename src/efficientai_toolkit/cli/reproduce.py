@@ -28,6 +28,7 @@ def reproduce(
     from ..devices import select_device
     from ..recipes import reproduce as recipes
     from .progress import watch
+    from .shown import command, goes_on_by
 
     found = recipes.load_table(table)
     chosen = found.chosen(rows or ())
@@ -38,9 +39,13 @@ def reproduce(
     found.check_seed(chosen, seed or 0)
     select_device(device)
     folder = (output or Path("experiments")) / f"reproduce_{table}{'_quick' if quick else ''}"
+    again = command(
+        "reproduce", table, *(rows or ()), quick=quick, seed=seed, data_dir=data_dir, output=output, device=device
+    )
     for row in chosen:
         print(f"{row.name}: {row.line}, {row.column}", flush=True)
-        record = found.run(row, folder, seed=seed or 0, data_dir=data_dir, quick=quick, watch=watch(sys.stdout))
+        with goes_on_by(again):
+            record = found.run(row, folder, seed=seed or 0, data_dir=data_dir, quick=quick, watch=watch(sys.stdout))
         ours = record["ours"]
         half = "" if ours["ci95"] is None else f" ± {ours['ci95']:.2g}"
         told = "diverged" if ours["mean"] is None else f"{ours['metric']} {ours['mean']:.4g}{half}"

@@ -8,14 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, OutputError, ToolkitError
+from ..files import disk_is_full
 from .options import Config, DataDir, Device, Json, Output, Seed, Set, echo_json, load_config, overrides
+from .shown import command
 
 
 def train(
     config: Config = None,
     algorithm: Annotated[str | None, typer.Option("--algorithm", "-a", help="Learner; `info` lists them.")] = None,
-    iterations: Annotated[int | None, typer.Option("--iterations", "-n", help="Outer steps in all.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", "-n", help="Outer steps in all (default: the configuration's).")
+    ] = None,
     seed: Seed = None,
     data_dir: DataDir = None,
     output: Output = None,
@@ -25,7 +29,7 @@ def train(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="First part of the run folder's name.")] = None,
     report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Afterwards test, and draw plots and an HTML report.")
+        bool, typer.Option("--report/--no-report", help="Afterwards test, draw plots and write an HTML report.")
     ] = True,
     device: Device = None,
     json: Json = False,
@@ -56,10 +60,15 @@ def train(
     if report and not interrupted:
         from ..runs.report import write_report
 
-        page = write_report(done["run"], data_dir=None if data_dir is None else str(data_dir)).html
-        done["report"] = str(page)
-        if not json:
-            print(f"Report:     {page}")
+        try:
+            page = write_report(done["run"], data_dir=None if data_dir is None else str(data_dir)).html
+        except ToolkitError as error:  # what was learned is safe
+            again = command("report", done["run"], data_dir=data_dir)
+            print(f"Warning: no report: {error}. The run is whole; later: {again}", file=sys.stderr)
+        else:
+            done["report"] = str(page)
+            if not json:
+                print(f"Report:     {page}")
     if json:
         echo_json(done)
     if interrupted:
@@ -72,9 +81,14 @@ def _run(config: Any, resume: Path | None, flags: Any, name: str | None, json: b
 
     # Where standard output is for the JSON line, progress goes to standard error.
     look = watch(sys.stderr if json else sys.stdout)
-    if resume is not None:
-        return loop.resume(resume, flags, watch=look)
-    return loop.train(config, name=name, watch=look)
+    try:
+        if resume is not None:
+            return loop.resume(resume, flags, watch=look)
+        return loop.train(config, name=name, watch=look)
+    except OutputError as error:
+        if look.run is None or not disk_is_full(error):
+            raise
+        raise OutputError(f"{error}, then go on with `{command('train', resume=look.run)}`") from error
 
 
 def _only_what_resume_takes(**given: Any) -> None:
@@ -92,7 +106,7 @@ def _tell(report: dict[str, Any]) -> None:
     at = report["iterations"]
     if report["stopped"] == "interrupted":
         print(f"Stopped at iteration {at} of {report['of']}; everything is saved. Go on with:")
-        print(f"  efficientai-toolkit meta-learning-peft:train --resume {report['run']}")
+        print(f"  {command('train', resume=report['run'])}")
         return
     early = {"patience": "no better for long enough", "target_accuracy": "the target accuracy is reached"}
     why = f" ({early[report['stopped']]})" if report["stopped"] in early else ""
@@ -100,4 +114,4 @@ def _tell(report: dict[str, Any]) -> None:
     if report["best"]:
         print(f"Best at iteration {report['best']['iteration']}, {validation(report['best'])}")
     print(f"Run folder: {report['run']}")
-    print(f"Evaluate:   efficientai-toolkit meta-learning-peft:evaluate --checkpoint {report['run']}")
+    print(f"Evaluate:   {command('evaluate', checkpoint=report['run'])}")

@@ -14,13 +14,13 @@ import numpy as np
 
 from ..backbones.mlp import MLP
 from ..checkpoint import read_npz, write_npz
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, did_you_mean
 from ..files import read_json, write_json
 from ..intervals import mean_ci95
 from . import build_learner, strategy_class
 from .metrics import adaptation_speed, summary
 from .scenarios import Scenario
-from .streams import build_scenario
+from .streams import STREAMS, build_scenario
 
 # Steps of a context after which its own test accuracy is taken.
 PROBES = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -62,6 +62,8 @@ class Plan:
     def __post_init__(self):
         if not self.strategies or not self.seeds:
             raise ConfigurationError("a continual-learning experiment needs a strategy and a seed")
+        if isinstance(self.stream, str) and self.stream not in STREAMS:
+            raise ConfigurationError(f"unknown stream {self.stream!r}{did_you_mean(self.stream, STREAMS)}")
         for name, options in self.strategies.items():
             for part in name.split("+"):
                 strategy_class(part)

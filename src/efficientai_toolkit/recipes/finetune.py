@@ -25,6 +25,11 @@ from ..tasks.text import Text, used_length
 from .intents import prefix_of
 
 _SHORTEST = 3  # tokens that leave room for one of the text
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "accuracy_and_f1": "mean of accuracy and F1",
+    "matthews": "Matthews correlation",
+}
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -70,6 +75,7 @@ def finetune(
     head: tuple[np.ndarray, np.ndarray] | None = None,
     measure_each: bool = True,
     watch: Watch | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Finetuned:
     """Train adapter and head with AdamW (a tenth of the steps to warm up, then linearly down to zero).
 
@@ -87,6 +93,7 @@ def finetune(
         head: (weight (C, d), bias (C,)) that the head begins at, in place of its usual start.
         measure_each: take the score after each epoch, not after the last alone.
         watch: is given every row of the curve.
+        stop: asked after every step; where it says so, training ends there, and the last row has no score.
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
@@ -129,25 +136,28 @@ def finetune(
     predict = mx.compile(lambda params, x: apply(params, x))
     rng, curve, started = np.random.default_rng(seed), [], time.perf_counter()
     keys = mx.random.split(mx.random.key(seed), total)
+    step, stopped = 0, False
     for epoch in range(1, epochs + 1):
         losses = []
-        for i, rows in enumerate(batches(len(task.train.texts), batch_size, rng)):
-            step = (epoch - 1) * per_epoch + i
+        for rows in batches(len(task.train.texts), batch_size, rng):
             (_, value), grads = gradient(params, inputs("train", rows), mx.array(task.train.labels[rows]), keys[step])
             params = optimizer.apply_gradients(grads, params)
+            step += 1
             if extra:
-                params, state = extra.update(params, grads, state, step + 1)
+                params, state = extra.update(params, grads, state, step)
             mx.eval(params, optimizer.state, state, value)
             losses.append(value.item())
+            if stopped := step < total and stop():
+                break
         row: dict[str, Any] = {
             "epoch": epoch,
-            "step": epoch * per_epoch,
+            "step": step,
             "train_loss": float(np.mean(losses)),
             "seconds": time.perf_counter() - started,
         }
         if not np.isfinite(row["train_loss"]):
             raise DivergenceError(f"the loss became {row['train_loss']} in epoch {epoch}; lower the rate ({rate:g})")
-        if task.test is not None and (measure_each or epoch == epochs):
+        if task.test is not None and not stopped and (measure_each or epoch == epochs):
             guess = np.empty(len(task.test.texts), np.int64)
             for rows in alike(ids["test"] != tokenizer.pad_id, batch_size):
                 guess[rows] = np.array(mx.argmax(predict(params, inputs("test", rows)), axis=-1))
@@ -155,6 +165,8 @@ def finetune(
         curve.append(row)
         if watch:
             watch(row)
+        if stopped:
+            break
     counts = np.bincount(task.train.labels, minlength=len(task.names)).tolist()
     return Finetuned(AdaptedTask(base, params, task.names, None, dict(zip(task.names, counts, strict=True))), curve)
 
@@ -208,6 +220,11 @@ def alike(tokens: np.ndarray, size: int) -> Iterator[np.ndarray]:
     order = np.argsort(tokens.sum(1), kind="stable")
     for start in range(0, len(order), size):
         yield order[np.minimum(np.arange(start, start + size), len(order) - 1)]
+
+
+def shown_score(metric: str, value: float) -> str:
+    """`accuracy 77.8 %`"""
+    return f"{METRIC_NAMES[metric]} {f'{value:.3f}' if metric == 'matthews' else f'{100 * value:.1f} %'}"
 
 
 def learning_curve(

@@ -43,6 +43,7 @@ def finetune_completions(
     chat_template: bool = True,
     seed: int = 0,
     watch: Callable[[dict[str, Any]], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Tuned:
     """Train an adapter to say each completion after its prompt; the loss of prompts and padding is masked.
 
@@ -57,6 +58,7 @@ def finetune_completions(
         chat_template: whether prompts and completions go through the model's chat template, where it has one.
         seed: of the adapter, the order and dropout.
         watch: is given every row of the curve.
+        stop: asked after every step; where it says so, training ends there.
 
     Raises:
         DataError: a row has no token to learn; or the chat template cannot write it.
@@ -84,7 +86,7 @@ def finetune_completions(
     gradient = mx.compile(mx.value_and_grad(loss))
     optimizer = adamw(settings.learning_rate if learning_rate is None else learning_rate, total)
     rng, keys = np.random.default_rng(seed), iter(mx.random.split(mx.random.key(seed), total))
-    curve, started, step = [], time.perf_counter(), 0
+    curve, started, step, stopped = [], time.perf_counter(), 0, False
     for epoch in range(1, epochs + 1):
         losses = []
         for batch in batches(len(rows), batch_size, rng):
@@ -95,12 +97,16 @@ def finetune_completions(
                 params, state = extra.update(params, grads, state, step)
             mx.eval(params, optimizer.state, state, value)
             losses.append(value.item())
+            if stopped := step < total and stop():
+                break
         row = {"epoch": epoch, "step": step, "train_loss": float(np.mean(losses))}
         if not np.isfinite(row["train_loss"]):
             raise DivergenceError(f"the loss became {row['train_loss']} in epoch {epoch}; lower the rate")
         curve.append({**row, "seconds": time.perf_counter() - started})
         if watch:
             watch(curve[-1])
+        if stopped:
+            break
     update(model, params)
     return Tuned(model, curve, chat is not None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -36,10 +37,11 @@ class ExperimentManager:
 
     Args:
         output: parent of run folders.
-        name: first part of the folder's name; default from the configuration, such as `MAML_Sinusoid`.
+        name: first part of the folder's name, no path; default from the configuration, such as `MAML_Sinusoid`.
         config: the configuration as plain values.
 
     Raises:
+        ConfigurationError: the name is a path.
         OutputError: where the folder cannot be made or written.
     """
 
@@ -51,6 +53,10 @@ class ExperimentManager:
     ):
         self.config: dict[str, Any] = jsonable(config or {})
         self.name = name or default_name(self.config)
+        if set(self.name) & set("/\\\0"):
+            raise ConfigurationError(
+                f"a run's name is {self.name!r}; expected one without / or \\ (--output is its folder)"
+            )
         self._set_paths(_fresh_folder(Path(output), self.name))
         self.system = system_info(seed=seed_of(self.config))
         write_json(self.path / "config.json", self.config)
@@ -98,6 +104,12 @@ class ExperimentManager:
         """`checkpoints/NAME.npz`; `name` with or without the suffix."""
         return self.checkpoints / (name if name.endswith(".npz") else f"{name}.npz")
 
+    def discard(self) -> None:
+        """Remove the run folder where the run came to nothing: no row, no result, no checkpoint."""
+        kept = {self.path / name for name in ("config.json", "system.json")}
+        if {path for path in self.path.rglob("*") if path.is_file()} == kept:
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def log(self, row: Mapping[str, Any]) -> None:
         """Append `row`, which should have an `iteration`, to `metrics.jsonl`."""
         with writing(self.metrics_path):
@@ -129,14 +141,14 @@ class ExperimentManager:
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.metrics_path, "".join(_line(row) for row in rows))
 
-    def history(self) -> dict[str, tuple[list, list]]:
+    def history(self) -> dict[str, tuple[list[int], list[float]]]:
         """Metric → (iterations, values), for every numeric metric that was logged."""
-        columns: dict[str, tuple[list, list]] = {}
+        columns: dict[str, tuple[list[int], list[float]]] = {}
         for row in self.rows():
             for key, value in row.items():
                 if key != "iteration" and isinstance(value, (int, float)) and not isinstance(value, bool):
                     xs, ys = columns.setdefault(key, ([], []))
-                    xs.append(row.get("iteration"))
+                    xs.append(row.get("iteration", 0))
                     ys.append(value)
         return columns
 

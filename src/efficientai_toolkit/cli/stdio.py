@@ -1,0 +1,36 @@
+"""Standard output and error whose reader may go away: a pipe that is closed, a terminal that is gone."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+
+_GONE = (errno.EPIPE, errno.EIO)  # of a pipe; of a terminal
+
+
+class Unstoppable(io.FileIO):
+    """A file that goes on as `os.devnull` when nobody reads it any more, so that work is not lost over its words."""
+
+    def write(self, data, /):
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return super().write(data)
+
+
+def go_on_unread() -> None:
+    """Make standard output and error `Unstoppable`; no text is lost, either, where their encoding is not UTF-8."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):  # the process's own
+            stream.flush()
+            raw = io.BufferedWriter(Unstoppable(stream.fileno(), "wb", closefd=False))
+            by_line = stream.line_buffering or stream.write_through  # the latter by `python -u`
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=by_line))
