@@ -153,7 +153,7 @@ def adaptation_curves(
     axis.set_ylabel(f"{metric} on the query")
     axis.set_xlabel("inner steps on the support")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_title(title, fontweight="bold", fontsize=11.5, pad=12)
+    axis.set_title(wrapped(title, 45), fontweight="bold", fontsize=11.5, pad=12)
     return figure
 
 
