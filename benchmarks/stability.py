@@ -66,7 +66,7 @@ def trained(path: Path, seed: int) -> dict[str, Any]:
             stopped = str(error).partition(";")[0]
         seconds = time.perf_counter() - started
         rows = [json.loads(line) for file in Path(folder).rglob("metrics.jsonl") for line in file.open()]
-    validations = [row for row in rows if "val_loss" in row]
+    validations = [row for row in rows if "val_loss" in row and row["iteration"]]  # 0 is before the first step
     name = "val_accuracy" if validations and "val_accuracy" in validations[-1] else "val_loss"
     last = validations[-1] if validations else {}
     return {

@@ -101,7 +101,8 @@ def build() -> str:
 
 
 def build_stub() -> str:
-    lines = [f"# Written by docs/build_api.py from `_NAMES` of `{Path(package.__file__).name}`.\n"]
+    source = Path(package.__file__).name
+    lines = [f"# Written by docs/build_api.py from `_NAMES` of `{source}`.\n"]
     lines += [f"from {module} import {name} as {name}" for module, names in _NAMES.items() for name in names]
     return "\n".join([*lines, "", "__version__: str", ""])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -294,3 +295,11 @@ def test_progress_is_live_on_a_terminal(tmp_path):
     assert b"60/60" in text
     assert b"validation: loss" in text
     assert b"\x1b[" in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell of Unix")
+def test_standard_output_may_be_closed_from_the_start(tmp_path):
+    words = [sys.executable, "-m", "efficientai_toolkit", "train", "--config", str(ROOT / "configs" / "quick.yaml")]
+    line = f"{shlex.join([*words, '--no-report'])} >&-"
+    done = subprocess.run(line, shell=True, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

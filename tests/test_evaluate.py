@@ -242,6 +242,12 @@ def test_a_trial_leaves_the_report_of_the_run_alone(trained_run):
     options = ("--episodes", "6", "--steps", "1,2", "--set", "evaluation.transductive=false")
     assert where(*options) == run / "evaluation_episodes=6_steps=1,2_evaluation.transductive=false.json"
     assert read_json(run / "evaluation.json") == own
+    long = [f"--set=task_distribution.task_params={{label_noise: 0.{i}}}" for i in (1, 2)]
+    names = {where(*(4 * [setting])).name for setting in long}
+    assert len(names) == 2  # cut, they would be one
+    assert max(len(name) for name in names) < 140
+    steps = read_json(run / "config.json")["evaluation"]["steps"]
+    assert where("--steps", ",".join(map(str, reversed(steps)))) == run / "evaluation.json"
     assert where("--episodes", str(own["episodes"])) == run / "evaluation.json"
 
 

@@ -58,3 +58,13 @@ def test_a_mean_is_shown_to_its_intervals_second_digit():
     assert interval(None, None) == interval(float("inf"), float("nan")) == "not finite"
     assert difference(0.026, 0.019, percent=True) == "+2.6 ± 1.9 points"
     assert difference(-0.331, 0.123) == "−0.33 ± 0.12"
+
+
+def test_numbers_that_no_table_can_hold():
+    assert interval(3.4e37, 1e36) == "(3.40 ± 0.10)e37"
+    assert interval(5668250179862528, 13587574507784618) == "(0.6 ± 1.4)e16"
+    assert interval(*mean_ci95([0.1] * 7)) == interval(0.1, 1e-300) == "0.1"
+    assert interval(2.5e-7, 1e-8) == "(2.50 ± 0.10)e-7"
+    assert interval(12345.678, 230.0) == "12346 ± 230"
+    assert difference(-0.0001, 0.0002, percent=True) == "+0.0 ± 0.0 points"
+    assert difference(-3.4e37, 1e36) == "−(3.40 ± 0.10)e37"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import efficientai_toolkit
@@ -51,6 +52,7 @@ def test_the_nearest_name(name, known, meant):
     [
         (lambda m: MAMLLearner(m, inner_rl=0.1), "MAMLLearner has no option 'inner_rl'; did you mean 'inner_lr'?"),
         (lambda m: MAML(m, lr_iner=0.1), "MAML has no option 'lr_iner'; did you mean 'lr_inner'?"),
+        (lambda m: MAML(m, inner_lr=0.1), "MAML has no option 'inner_lr'; did you mean 'lr_inner'?"),
         (lambda m: EWC(m, lam=3), "EWC has no setting 'lam'; did you mean 'ewc_lambda'?"),
         (lambda m: EWC(m, iteration=3), "EWC has no setting 'iteration'; did you mean 'iterations'?"),
         (
@@ -156,3 +158,19 @@ def test_a_setting_of_an_adapter_is_named_by_its_section():
     config = MetaLearningConfig.from_dict({"adapter": {"method": "lora", "rank": -3}})
     with pytest.raises(AdapterError, match="section adapter: LoRAConfig: rank should be"):
         efficientai_toolkit.train(config)
+
+
+@pytest.mark.parametrize("weight", [0.5, 1, True, np.float32(0.5), np.array(0.5), np.bool_(True), mx.array(0.5)])
+def test_a_weight_is_any_number(weight):
+    model = attach(SimpleClassifier(), LoRAConfig(rank=2))
+    assert activate(model, {"default": weight}) is model
+
+
+@pytest.mark.parametrize("weight", ["0.5", float("nan"), 10**400, 1j, mx.array([0.5, 0.6]), None])
+def test_a_weight_is_finite(weight):
+    with pytest.raises(AdapterError, match="a mapping of names to finite weights"):
+        activate(attach(SimpleClassifier(), LoRAConfig(rank=2)), {"default": weight})
+
+
+def test_a_learner_can_be_shown_before_it_is_made():
+    assert "MAMLLearner" in repr(MAMLLearner.__new__(MAMLLearner))

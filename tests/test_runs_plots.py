@@ -187,6 +187,10 @@ def test_report_of_a_run(tmp_path, families, expected):
     assert not re.search(r"(src|href)='(?!data:)", page)  # one file, nothing to fetch
     assert "prefers-color-scheme: dark" in page
     test = json.loads((report.html.parent / "evaluation.json").read_text())
+    stale = report.html.parent / "evaluation.json"
+    stale.write_text(json.dumps({**test, "iteration": -1}))
+    write_report(run, episodes=12)
+    assert json.loads(stale.read_text())["iteration"] == test["iteration"]  # not that of an older checkpoint
     assert test["metrics"].keys() == report.evaluation["metrics"].keys()
     assert f"on {seen(test)}" in page
     assert "Before meta-training the same learner reaches " in page

@@ -270,6 +270,8 @@ def test_no_iterations_still_gives_a_checkpoint(tmp_path):
     assert report["iterations"] == 0
     assert Path(report["latest_best"]).is_file()
     assert [row["iteration"] for row in rows(resume(report["run"])["run"])] == [0]
+    longer = resume(report["run"], [Override("meta_learning.num_meta_iterations", 10, "test")])
+    assert longer["best"]["iteration"] == 10  # however good the start
 
 
 @pytest.mark.slow

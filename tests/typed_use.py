@@ -11,6 +11,8 @@ from efficientai_toolkit import (
     LoRAConfig,
     MAMLLearner,
     MetaLearningConfig,
+    PrefixTuningAdapter,
+    PromptTuningAdapter,
     SimpleClassifier,
     TaskConfig,
     TaskDistribution,
@@ -38,6 +40,8 @@ assert_type(activate(model, {"default": 0.5}), SimpleClassifier)
 assert_type(adapter_state(model), dict[str, mx.array])
 assert_type(merge(detach(model)), SimpleClassifier)
 assert_type(LoRAAdapter(model, r=8, lora_alpha=16).add_adapter(), SimpleClassifier)
+assert_type(PrefixTuningAdapter(model).add_prefix(), SimpleClassifier)
+assert_type(PromptTuningAdapter(model).add_prompt(), SimpleClassifier)
 
 config = MetaLearningConfig(inner_lr=0.1, model={"hidden_dim": 64})
 assert_type(config.inner_lr, float)

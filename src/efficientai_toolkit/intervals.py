@@ -15,6 +15,8 @@ _T975 = (
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 
+_ROUNDING = 1e-7  # of float32, relative
+
 
 def mean_ci95(values: ArrayLike, groups: Sequence[Hashable] | None = None) -> tuple[float, float | None]:
     """(mean, half-width of its 95 % interval by Student's t) of values (N,): tasks, episodes or seeds.
@@ -41,16 +43,22 @@ def mean_ci95(values: ArrayLike, groups: Sequence[Hashable] | None = None) -> tu
 
 
 def interval(mean: float | None, ci95: float | None, *, percent: bool = False) -> str:
-    """`77.3 % ± 2.5` of a share, `2.89 ± 0.39` of anything else: no digits beyond the interval's second."""
+    """`77.3 % ± 2.5` of a share, `2.89 ± 0.39` of anything else: no digits beyond the interval's second.
+
+    A width that is rounding alone is none, and what is very large or small has a power of ten: `(3.40 ± 0.10)e37`.
+    """
     if mean is None or not math.isfinite(mean):
         return "not finite"
-    width = ci95 if ci95 and math.isfinite(ci95) else None
+    width = ci95 if ci95 and math.isfinite(ci95) and ci95 > _ROUNDING * abs(mean) else None
     if percent:
         return f"{100 * mean:.1f} %" + ("" if width is None else f" ± {100 * width:.1f}")
     if width is None:
         return f"{mean:.3g}"
-    digits = max(0, 1 - math.floor(math.log10(width)))
-    return f"{mean:.{digits}f} ± {width:.{digits}f}"
+    digits, power = 1 - math.floor(math.log10(width)), math.floor(math.log10(max(abs(mean), width)))
+    if -5 < power < 6:
+        return f"{mean:.{max(0, digits)}f} ± {width:.{max(0, digits)}f}"
+    digits, unit = max(0, digits + power), 10.0**power
+    return f"({mean / unit:.{digits}f} ± {width / unit:.{digits}f})e{power}"
 
 
 def difference(mean: float | None, ci95: float | None, *, percent: bool = False) -> str:
@@ -58,7 +66,8 @@ def difference(mean: float | None, ci95: float | None, *, percent: bool = False)
     text = interval(None if mean is None else abs(mean), ci95, percent=percent)
     if mean is None or not math.isfinite(mean):
         return text
-    return ("−" if mean < 0 else "+") + (text.replace(" %", "") + " points" if percent else text)
+    zero = not any(digit in text.partition(" ±")[0] for digit in "123456789")
+    return ("−" if mean < 0 and not zero else "+") + (text.replace(" %", "") + " points" if percent else text)
 
 
 def _t975(freedom: int) -> float:

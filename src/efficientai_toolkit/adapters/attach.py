@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -144,15 +143,23 @@ def _weights(names: object) -> dict[str, float]:
     """Name → weight of what `activate` was given."""
     if names is None or isinstance(names, str):
         return {} if names is None else {names: 1.0}
-    if not (
-        isinstance(names, Mapping)
-        and all(isinstance(weight, (Real, mx.array)) and math.isfinite(weight) for weight in names.values())
-    ):
+    weights = {name: _finite(weight) for name, weight in names.items()} if isinstance(names, Mapping) else {"": None}
+    known = {name: weight for name, weight in weights.items() if weight is not None}
+    if len(known) < len(weights):
         raise AdapterError(
             f"activate takes a name, a mapping of names to finite weights such as {{'a': 0.5, 'b': 0.5}}, or None; "
             f"got {names!r}"
         )
-    return {name: float(weight) for name, weight in names.items()}
+    return known
+
+
+def _finite(weight: Any) -> float | None:
+    """A number, also of NumPy or MLX, as a float; None of anything else."""
+    try:
+        value = math.nan if isinstance(weight, (str, bytes)) else float(weight)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def detach(model: M, name: str | None = None) -> M:

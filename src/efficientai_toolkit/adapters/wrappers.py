@@ -113,7 +113,9 @@ class PrefixTuningAdapter(ModelAdapter[M]):
         config = _given(method, length=prefix_length, hidden=hidden_size)
         super().__init__(model, config, **options)
 
-    add_prefix = ModelAdapter.add_adapter
+    def add_prefix(self) -> M:
+        """As `add_adapter`."""
+        return self.add_adapter()
 
 
 class PromptTuningAdapter(ModelAdapter[M]):
@@ -124,7 +126,9 @@ class PromptTuningAdapter(ModelAdapter[M]):
         config = _given(method, length=prompt_length, hidden=hidden_size)
         super().__init__(model, config, **options)
 
-    add_prompt = ModelAdapter.add_adapter
+    def add_prompt(self) -> M:
+        """As `add_adapter`."""
+        return self.add_adapter()
 
 
 class BitFitAdapter(ModelAdapter[M]):

@@ -66,8 +66,6 @@ class LanguageModel(nn.Module):
         if embedding is None or not stacks:
             raise ModelError(f"{type(lm).__module__} has no module with {_LAYOUT}; not supported")
         self.stack = max(stacks, key=lambda name: len(self._body[name]))
-        for _, norm in _leaves(lm):
-            norm.__class__ = _NORMS.get(type(norm), type(norm))
         vocabulary, size = len(embedding.weight), embedding(mx.array([0])).shape[-1]
         own = [path for path, m in _leaves(lm) if _is_linear(m) and len(m.weight) == vocabulary]
         self.output_path = next((p for p in own if p.rpartition(".")[0] in ("", self.body_path)), self.embedding_path)
@@ -78,6 +76,8 @@ class LanguageModel(nn.Module):
             raise ModelError(f"{type(lm).__module__} has no module with {_LAYOUT} ({error}); not supported") from error
         if not isinstance(found, mx.array) or found.shape != (1, 1, size):
             raise ModelError(f"{type(lm).__module__}: {self.body_path or 'the model'} is no module with {_LAYOUT}")
+        for _, norm in _leaves(lm):
+            norm.__class__ = _NORMS.get(type(norm), type(norm))
         self.head = nn.Linear(self.config.hidden_size, num_classes)
         bound = self.config.hidden_size**-0.5
         shape = (num_classes, self.config.hidden_size)

@@ -58,18 +58,21 @@ def compare(
 
 
 def show(report: dict[str, Any]) -> None:
-    """A row a K, a column a method; and by how much meta-learning is ahead of each, on the same episodes."""
+    """A row a K, a column a method; and what meta-learning differs from each by, on the same episodes."""
     from rich.console import Console
     from rich.table import Table
 
     from ..intervals import difference, interval
     from ..runs.evaluate import seen
 
-    kind = "acc" if report["metric"] == "accuracy" else "loss"
+    kind, better = ("acc", "above") if report["metric"] == "accuracy" else ("loss", "below")
     steps = "one inner step" if report["inner_steps"] == 1 else f"{report['inner_steps']} inner steps"
     parts = {
         f"{report['metric']} on {seen(report)} after {steps}; K: {report['k_counts']}": (report["results"], interval),
-        "meta-learned minus each of the others, on the same episodes": (report["differences"], difference),
+        f"meta-learned minus each of the others, on the same episodes; {better} 0 is better": (
+            report["differences"],
+            difference,
+        ),
     }
     console = Console(highlight=False)
     for title, (columns, said) in parts.items():

@@ -42,7 +42,7 @@ def evaluate(
     given = None if config is None else load_config(config, found)
     chosen = None if steps is None else whole_numbers(steps, "--steps")
     path = checkpoint_file(checkpoint)
-    if report is None and (other := _other_settings(path, config, episodes, chosen, sets or [])):
+    if report is None and (other := _other_settings(path, config, episodes, chosen, _measured(sets))):
         own = report_path(path)  # which is kept
         report = own.with_name(f"{own.stem}_{other}.json")
     evaluation = evaluate_checkpoint(
@@ -54,10 +54,19 @@ def evaluate(
         show(evaluation)
 
 
+_LONGEST = 100  # characters of settings in a file's name
+
+
+def _measured(sets: list[str] | None) -> list[str]:
+    """Of `--set` what changes what is measured, which where the data are does not."""
+    return [text for text in sets or () if not text.startswith("paths.")]
+
+
 def _other_settings(
     checkpoint: Path, config: Path | None, episodes: int | None, steps: list[int] | None, sets: list[str]
 ) -> str:
     """What an evaluation has other than the run's own, as a part of a file's name; empty where it has nothing."""
+    import hashlib
     import re
 
     from ..checkpoint import read_header
@@ -68,9 +77,13 @@ def _other_settings(
     own = MetaLearningConfig.from_dict(stored).evaluation if stored and not config else None
     if episodes is not None and (own is None or episodes != own.episodes):
         changed.append(f"episodes={episodes}")
-    if steps is not None and (own is None or steps != list(own.steps)):
+    if steps is not None and (own is None or set(steps) != set(own.steps)):
         changed.append(f"steps={','.join(map(str, steps))}")
-    return re.sub(r"[^\w.,=-]+", "-", "_".join([*changed, *sets]))[:150]
+    name = re.sub(r"[^A-Za-z0-9_.,=-]+", "-", "_".join([*changed, *sets]))
+    if len(name) <= _LONGEST and not config:
+        return name
+    whole = repr((config and str(config.resolve()), changed, sets))  # names that are cut alike stay apart
+    return f"{name[:_LONGEST]}_{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def whole_numbers(text: str, flag: str) -> list[int]:

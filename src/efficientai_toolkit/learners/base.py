@@ -103,6 +103,8 @@ class MetaLearner(Algorithm):
         mx.eval(self._meta, self._optimizer_state)
 
     def __repr__(self) -> str:
+        if "_optimizer_state" not in vars(self):  # shown by a debugger before it is made
+            return super().__repr__()
         rate = self._optimizer_state.get("learning_rate")
         settings = {
             "inner_lr": self.inner_lr,

@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from ..errors import ConfigurationError
 from ..settings import Steps
 from .base import MetaLearner
 from .inner_loop import by_steps
@@ -69,4 +70,7 @@ class MAML(MAMLLearner):
         num_inner_steps: int = 5,
         **options: Any,
     ):
+        for name in sorted({"inner_lr", "outer_lr"} & options.keys()):
+            meant = "_".join(reversed(name.split("_")))
+            raise ConfigurationError(f"MAML has no option {name!r}; did you mean {meant!r}? MAMLLearner has {name}")
         super().__init__(model, lr_inner, lr_outer, num_inner_steps, **options)

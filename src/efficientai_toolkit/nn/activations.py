@@ -104,7 +104,8 @@ def _(primals, cotangent, _output):
 @_second.vjp
 def _(primals, cotangent, _output):
     x, inner = primals
-    third = -x * ((4 - mx.square(x)) * normal_pdf(x)).astype(x.dtype)
+    y = x.astype(mx.float32)
+    third = (-y * (4 - y * y) * normal_pdf(y)).astype(x.dtype)
     return cotangent * inner * third, _second(x, cotangent)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..precision import widened
 from .conv import custom_function
 from .elementwise import cut, polynomial, stacks
 
@@ -71,25 +70,29 @@ class Projection(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """`mlx.nn.LayerNorm`; on a CPU in few passes, and little is kept for the way back. In float32, as `RMSNorm` is."""
+    """`mlx.nn.LayerNorm`; on a CPU in few passes, and little is kept for the way back. Of float16 as `RMSNorm` is."""
 
     def __call__(self, x: mx.array) -> mx.array:
         if mx.default_device() != mx.cpu or x.dtype != mx.float32:
-            return super().__call__(widened(x)).astype(mx.result_type(x, *self.values()))
+            return super().__call__(_unbounded(x)).astype(mx.result_type(x, *self.values()))
         y, _ = _normaliser(self.eps)(x)
         y = y * self.weight if "weight" in self else y
         return y + self.bias if "bias" in self else y
 
 
 class RMSNorm(nn.RMSNorm):
-    """`mlx.nn.RMSNorm` in float32, also of half precision; the result has the dtype that MLX's would have.
+    """`mlx.nn.RMSNorm` in float32, also of float16; the result has the dtype that MLX's would have.
 
     On a GPU the gradient of MLX's norms, where it is stacked or differentiated again, sums squares in the dtype of x:
     in float16 an activation of 256 makes them infinite, and the gradient 0.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
-        return super().__call__(widened(x)).astype(mx.result_type(x, self.weight))
+        return super().__call__(_unbounded(x)).astype(mx.result_type(x, self.weight))
+
+
+def _unbounded(x: mx.array) -> mx.array:
+    return x.astype(mx.float32) if x.dtype == mx.float16 else x
 
 
 @lru_cache(maxsize=16)

@@ -40,7 +40,7 @@ def scaling(factor: float) -> Any:
 
 
 def stacks(function: Any) -> None:
-    """Give an element-wise custom function of one or more arrays of one shape its rule for `mx.vmap`.
+    """Give an element-wise custom function of one or more arrays of one rank its rule for `mx.vmap`.
 
     Without one MLX stacks the function's body, and then differentiates that.
     """
@@ -49,8 +49,13 @@ def stacks(function: Any) -> None:
     def _(inputs, axes):
         if isinstance(inputs, mx.array):
             return function(inputs), axes
-        moved = (mx.moveaxis(a, i, 0) if i is not None and i >= 0 else a for a, i in zip(inputs, axes, strict=True))
-        return function(*moved), 0
+        size = next(a.shape[i] for a, i in zip(inputs, axes, strict=True) if i is not None and i >= 0)
+        # What is not stacked is repeated, since a gradient has the shape of what the function was given.
+        repeated = (
+            mx.moveaxis(a, i, 0) if i is not None and i >= 0 else mx.broadcast_to(a, (size, *a.shape))
+            for a, i in zip(inputs, axes, strict=True)
+        )
+        return function(*repeated), 0
 
 
 def cut(x: mx.array) -> mx.array:

@@ -274,14 +274,16 @@ def compare_run(
             values[name] = (tuner.evaluate_per_task(cut, None, (steps,)), steps)
         own, own_after = values["meta-learned"]
         for name, (found, after) in values.items():
-            row, apart = results[name].setdefault(k, {}), differences.get(name, {}).setdefault(k, {})
+            row = results[name].setdefault(k, {})
             for kind in ("acc", "loss"):
                 if f"step_{after}_{kind}" in found:
                     theirs = found[f"step_{after}_{kind}"]
                     row[kind], row[f"{kind}_ci95"] = mean_ci95(theirs, owners)
-                    with np.errstate(invalid="ignore"):  # infinity less infinity
-                        ahead = own[f"step_{own_after}_{kind}"] - theirs
-                    apart[kind], apart[f"{kind}_ci95"] = mean_ci95(ahead, owners)
+                    if name in differences:
+                        with np.errstate(invalid="ignore"):  # infinity less infinity
+                            ahead = own[f"step_{own_after}_{kind}"] - theirs
+                        apart = differences[name].setdefault(k, {})
+                        apart[kind], apart[f"{kind}_ci95"] = mean_ci95(ahead, owners)
     metric = "accuracy" if test.is_classification else "loss"
     report = jsonable(
         {
@@ -348,8 +350,10 @@ def _title(report: dict[str, Any], k: str) -> str:
     rival = best(others, key=others.__getitem__)
     share = kind == "acc"
     ours, theirs = (interval(value, None, percent=share) for value in (meta, others[rival]))
+    text = f"K = {k}: {report['metric']} {ours} meta-learned, {theirs} after {rival}"
     mean, width = (report["differences"][rival][k][name] for name in (kind, f"{kind}_ci95"))
+    if mean is None:  # a task diverged
+        return text
     apart = difference(mean, width, percent=share)
-    told = mean is not None and width is not None and abs(mean) > width
-    found = f"the difference is {apart}" if told else f"not told apart ({apart})"
-    return f"K = {k}: {report['metric']} {ours} meta-learned, {theirs} after {rival}; {found}"
+    told = width is None or abs(mean) > width  # of one task nothing is known but the difference
+    return f"{text}; " + (f"the difference is {apart}" if told else f"not told apart ({apart})")

@@ -162,7 +162,8 @@ def draw(tasks: TaskDistribution, episodes: int) -> Iterable[tuple[list[EpisodeS
 def seen(report: Mapping[str, Any]) -> str:
     """How much was measured: "600 unseen tasks", "600 episodes of 100 unseen tasks"."""
     episodes, tasks = report["episodes"], report.get("tasks", report["episodes"])
-    return f"{tasks:,} unseen tasks" if tasks == episodes else f"{episodes:,} episodes of {tasks:,} unseen tasks"
+    unseen = "one unseen task" if tasks == 1 else f"{tasks:,} unseen tasks"
+    return unseen if tasks == episodes else f"{episodes:,} episodes of {unseen}"
 
 
 def steps_to_share(

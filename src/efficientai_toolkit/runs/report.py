@@ -51,8 +51,10 @@ def write_report(
     evaluation = evaluate_built(built, episodes=episodes)
     start = start_values(built, evaluation) if built.learner.iteration else None
     plots = draw_plots(manager, built, evaluation, start)
-    if not (manager.path / "evaluation.json").is_file():  # that of `evaluate` stays
-        write_json(manager.path / "evaluation.json", evaluation.report)
+    path = manager.path / "evaluation.json"
+    # That of `evaluate` says more, and stays while it is of this checkpoint.
+    if not path.is_file() or read_json(path).get("iteration") != evaluation.report["iteration"]:
+        write_json(path, evaluation.report)
     page = manager.path / "report.html"
     write_text(page, _page(manager, evaluation, start, plots))
     return Report(page, list(plots), evaluation.report)
@@ -95,8 +97,8 @@ def draw_plots(
         figures["training_curves"] = (
             plots.training_curves(panels, title),
             title,
-            "After adaptation: training tasks (running mean) and held-out tasks (95 % band). Iteration 0 is before "
-            "meta-training.",
+            "After adaptation: training tasks (running mean) and held-out tasks (95 % band)."
+            + (" Iteration 0 is before meta-training." if _from_the_start(panels) else ""),
         )
     before, after = (evaluation.per_task[f"step_{k}_{short}"] for k in (0, trained))
     fits = not np.array_equal(before, after)  # a closed form and prototypes have no steps to show
@@ -168,6 +170,11 @@ def _training_title(panels: Mapping[str, Mapping[str, Any]]) -> str:
         return f"{metric} after adaptation, on training tasks"
     ends = [interval(curve.y[i], curve.band and curve.band[i], percent=metric == "accuracy") for i in (0, -1)]
     return f"Held-out {metric} after adaptation: {' → '.join(ends[: len(curve.y)])}"
+
+
+def _from_the_start(panels: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether there is a validation from before the first iteration, which runs of older versions do not have."""
+    return any(0 in curves["validation"].x for curves in panels.values() if "validation" in curves)
 
 
 def _shown(values: np.ndarray, metric: str) -> str:
@@ -263,7 +270,8 @@ def _lead(evaluation: Evaluation, start: Mapping[str, np.ndarray] | None) -> str
     report = evaluation.report
     head, share = report["headline"], report["headline"]["metric"] == "accuracy"
     value = interval(head["mean"], head["ci95"], percent=share)
-    lead = f"{value} {head['metric']} after {_steps(head['steps'])} on {seen(report)}."
+    by = f"after {_steps(head['steps'])}" if report["adapts_by_steps"] else "after adaptation in closed form"
+    lead = f"{value} {head['metric']} {by} on {seen(report)}."
     if start is None:
         return lead
     name = f"step_{head['steps']}_{'acc' if share else 'loss'}"
@@ -296,7 +304,7 @@ def _steps_table(evaluation: Evaluation, start: Mapping[str, np.ndarray] | None)
     kinds = [kind for kind in ("acc", "loss") if f"step_{report['steps'][0]}_{kind}" in metrics]
     names = {"acc": "accuracy", "loss": "loss"}
     rows = []
-    for k in report["steps"]:
+    for k in report["steps"] if report["adapts_by_steps"] else [report["trained_steps"]]:
         trained = k == report["trained_steps"]
         note = " (trained)" if trained else " (extrapolated)" if f"step_{k}_loss" in extrapolated else ""
         own = {kind: (metrics[f"step_{k}_{kind}"], metrics[f"step_{k}_{kind}_ci95"]) for kind in kinds}
