@@ -443,6 +443,11 @@ def test_interrupted_completions_keep_what_was_learned(folder, tmp_path, monkeyp
     assert words[words.index("--adapter-path") + 1] == str(tmp_path / "my model")
 
 
+def test_completions_that_are_stopped_before_the_first_step_learn_nothing(folder):
+    with pytest.raises(KeyboardInterrupt):
+        finetune_completions(ROWS, source=str(folder), stop=lambda: True)
+
+
 def test_fine_tuning_by_label_words_is_kept_and_predicts(folder, tmp_path):
     texts = [f"{a} {b}" for a in ("the", "over", "quick") for b in ("fox", "dog", "jumps fox", "lazy dog")]
     labels = np.array([int("dog" in text) for text in texts], np.int32)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from efficientai_toolkit.backbones.bert import load_encoder
 from efficientai_toolkit.cli import app
 from efficientai_toolkit.config import MetaLearningConfig
-from efficientai_toolkit.errors import AdapterError, ConfigurationError, DataError
+from efficientai_toolkit.errors import AdapterError, ConfigurationError, DataError, DivergenceError
 from efficientai_toolkit.nn.functional import trainable
 from efficientai_toolkit.recipes import episode_finetune
 from efficientai_toolkit.recipes import intents as recipe
@@ -126,41 +126,113 @@ def test_an_interrupted_fine_tuning_keeps_what_it_learned(encoder, dataset, tmp_
     arguments = ["finetune", "--data", dataset, "--model", encoder, "-o", tmp_path / "mine", "--data-dir", tmp_path]
     done = CliRunner().invoke(app, [*map(str, arguments), "--epochs", "50"])
     assert done.exit_code == 130, done.output
-    assert "Stopped in epoch 2 of 50, after step 11; what was learned so far is saved." in done.stdout
+    stopped, *_ = done.stdout.splitlines()
+    assert stopped == f"Stopped in epoch 2 of 50, after step 11; what was learned so far is saved: {tmp_path / 'mine'}"
+    assert "Fine-tuned on" not in done.stdout
     report = json.loads((tmp_path / "mine" / "curve.json").read_text())
     assert report["stopped"] == "interrupted"
     assert [row["step"] for row in report["curve"]] == [10, 11]
     assert AdaptedTask.load(tmp_path / "mine").labels
 
 
-def test_an_interrupted_curve_by_shots_keeps_its_rows(encoder, dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("signals", "at", "rows", "code"),
+    [
+        (["SIGTERM"], "2 of each label", [1, 2], 130),
+        (["SIGINT", "SIGINT"], "2 of each label", [1, 2], 130),
+        (["SIGINT"], "epoch 1/1", [], 130),
+        (["SIGINT"], "3 of each label", [1, 2, 3], 0),
+    ],
+)
+def test_an_interrupted_curve_by_shots_keeps_its_rows(encoder, dataset, tmp_path, monkeypatch, signals, at, rows, code):
     from efficientai_toolkit.cli import finetune as command
 
     def interrupt(start, *rest):
-        if start.startswith("2 of"):
-            raise KeyboardInterrupt
+        if start == at:
+            for name in signals:
+                signal.raise_signal(getattr(signal, name))
 
     monkeypatch.setattr(command, "_say", interrupt)
     files = ["--data", dataset, "--test", dataset, "--model", encoder, "-o", tmp_path / "mine", "--data-dir", tmp_path]
-    numbers = ["--epochs", "1", "--shots", "1,2,3"]
-    assert CliRunner().invoke(app, ["finetune", *map(str, files), *numbers]).exit_code == 130
+    done = CliRunner().invoke(app, ["finetune", *map(str, files), "--epochs", "1", "--shots", "1,2,3"])
+    assert done.exit_code == code, done.output
     report = json.loads((tmp_path / "mine" / "curve.json").read_text())
-    assert report["stopped"] == "interrupted"
-    assert [row["shots"] for row in report["by_shots"]] == [1, 2]
+    assert report["stopped"] == ("interrupted" if code else "completed")
+    assert [row["shots"] for row in report["by_shots"]] == rows
+    said = f"Stopped after {len(rows)} of the 3 runs of --shots; the adapter is complete."
+    assert (said in done.stdout) is bool(code)
+    assert "Stopped in epoch" not in done.stdout
+
+
+def test_a_curve_by_shots_that_fails_keeps_what_was_measured(encoder, dataset, tmp_path, monkeypatch):
+    from efficientai_toolkit.recipes import finetune as recipe
+
+    def diverges(task, shots, *, watch, **options):
+        watch({"shots": 1, "score": 0.5, "train_loss": 1.0})
+        raise DivergenceError("the loss became nan")
+
+    monkeypatch.setattr(recipe, "learning_curve", diverges)
+    files = ["--data", dataset, "--test", dataset, "--model", encoder, "-o", tmp_path / "mine", "--data-dir", tmp_path]
+    done = CliRunner().invoke(app, ["finetune", *map(str, files), "--epochs", "1", "--shots", "1,2"])
+    assert done.exit_code == 3, done.output
+    report = json.loads((tmp_path / "mine" / "curve.json").read_text())
+    assert [row["epoch"] for row in report["curve"]] == [1]
+    assert [row["shots"] for row in report["by_shots"]] == [1]
+    assert (tmp_path / "mine" / "curve.png").is_file()
+
+
+def test_an_interrupt_after_the_last_step_changes_nothing(encoder, dataset, tmp_path, monkeypatch):
+    from efficientai_toolkit.cli import finetune as command
+
+    monkeypatch.setattr(command, "_say", lambda *rest: signal.raise_signal(signal.SIGINT))
+    arguments = ["finetune", "--data", dataset, "--model", encoder, "-o", tmp_path / "mine", "--data-dir", tmp_path]
+    done = CliRunner().invoke(app, [*map(str, arguments), "--epochs", "1"])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "mine" / "curve.json").read_text())["stopped"] == "completed"
+    assert done.stdout.startswith("Fine-tuned on 160 texts")
+
+
+def test_an_interrupt_before_the_first_step_leaves_the_folder_as_it_is(encoder, dataset, tmp_path, monkeypatch):
+    from efficientai_toolkit.recipes import finetune as recipe
+
+    load = recipe.load_tokenizer
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(recipe, "load_tokenizer", interrupted)
+    arguments = ["finetune", "--data", dataset, "--model", encoder, "-o", tmp_path / "mine", "--data-dir", tmp_path]
+    done = CliRunner().invoke(app, [*map(str, arguments), "--epochs", "2"])
+    assert done.exit_code == 130, done.output
+    assert done.stderr == "Interrupted.\n"
+    assert not (tmp_path / "mine").exists()
 
 
 def test_the_figure_of_a_curve_has_a_panel_for_each_thing_measured():
-    curve = [{"epoch": n, "train_loss": 1 / n, "score": 1 - 0.3 / n} for n in (1, 2, 3)]
-    plain = [{"epoch": n, "train_loss": 1 / n} for n in (1, 2, 3)]
+    plain = [{"epoch": n, "step": 4 * n, "train_loss": 1 / n} for n in (1, 2, 3)]
+    curve = [{**row, "score": 1 - 0.3 / row["epoch"]} for row in plain]
     assert [axis.get_title("left") for axis in learning_curves(plain).axes] == ["training loss"]
     figure = learning_curves(curve, "matthews", [{"shots": 1, "score": 0.2}, {"shots": 10, "score": 0.5}])
-    titles = ["training loss", "held-out Matthews correlation", "held-out Matthews correlation"]
+    titles = ["training loss", "test Matthews correlation", "test Matthews correlation"]
     assert [axis.get_title("left") for axis in figure.axes] == titles
     assert [line.get_ydata().tolist() for axis in figure.axes[1:] for line in axis.lines] == [
         [0.7, 0.85, 0.9],
         [0.2, 0.5],
     ]
-    assert figure.get_suptitle() == "After 3 epochs: training loss 0.333, Matthews correlation 0.900 on held-out texts"
+    assert figure.get_suptitle() == (
+        "After 12 steps: training loss 0.333, Matthews correlation 0.900 on the test texts"
+    )
+
+
+def test_the_figure_of_a_curve_that_was_cut_says_of_what_its_score_is():
+    first = {"epoch": 1, "step": 4, "train_loss": 1.0, "score": 0.967}
+    figure = learning_curves([first, {"epoch": 2, "step": 5, "train_loss": 0.63}], "accuracy")
+    assert figure.get_suptitle() == (
+        "After 5 steps: training loss 0.63, accuracy 96.7 % on the test texts after epoch 1"
+    )
+    for axis in learning_curves([first], "accuracy").axes:
+        assert axis.get_xticks().tolist() == [1]
 
 
 @pytest.mark.parametrize(

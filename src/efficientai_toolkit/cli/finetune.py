@@ -113,7 +113,7 @@ def finetune(
     from ..devices import select_device
     from ..errors import ConfigurationError
     from ..recipes import finetune as recipe
-    from ..runs.train import _interruptible
+    from ..runs.train import interruptible
     from ..tasks.storage import data_root
     from .evaluate import whole_numbers
 
@@ -159,27 +159,29 @@ def finetune(
         start = f"epoch {row['epoch']}/{epochs}" if "epoch" in row else f"{row['shots']} of each label"
         _say(start, row, score)
 
-    with _interruptible() as interrupted:
+    with interruptible() as interrupted:
         done = recipe.finetune(task, watch=told, stop=interrupted.is_set, **settings)
-    done.adapted.save(output)
-    report: dict[str, Any] = {"data": data, "metric": task.metric, **settings, "curve": done.curve}
-    stopped = interrupted.is_set()
-    if counts and not stopped:
-        try:
-            recipe.learning_curve(task, counts, watch=told, **settings)
-        except KeyboardInterrupt:
-            stopped = True
-        report["by_shots"] = by_shots
-    _keep(output, report, stopped, json)
-    if not json:
-        print(f"Fine-tuned on {len(task.train.texts)} texts of {len(task.names)} labels: {output}")
-        if task.test is None:
-            print("Nothing was held out to measure on; give --test")
-        print(f"Use it: {command('predict', adapter=output, input='texts.csv')}")
-        if _in_peft(settings["method"]):
-            print(f"Share:  {command('export', adapter=output, format='peft', output=f'{output}-peft')}")
-    if stopped:
-        raise SystemExit(130)
+        done.adapted.save(output)
+        report: dict[str, Any] = {"data": data, "metric": task.metric, **settings, "curve": done.curve}
+        _keep(output, report, not done.stopped and not counts)
+        if counts and not done.stopped:
+            report["by_shots"] = by_shots
+            try:
+                recipe.learning_curve(task, counts, watch=told, stop=interrupted.is_set, **settings)
+            except KeyboardInterrupt:
+                pass  # the rows that there are stay
+            finally:
+                _keep(output, report, len(by_shots) == len(counts))
+    rest = []
+    if counts and not done.stopped and len(by_shots) < len(counts):
+        rest.append(f"Stopped after {len(by_shots)} of the {len(counts)} runs of --shots; the adapter is complete.")
+    if task.test is None:
+        rest.append("Nothing was held out to measure on; give --test")
+    rest.append(f"Use it: {command('predict', adapter=output, input='texts.csv')}")
+    if _in_peft(settings["method"]):
+        rest.append(f"Share:  {command('export', adapter=output, format='peft', output=f'{output}-peft')}")
+    what = f"{len(task.train.texts)} texts of {len(task.names)} labels"
+    _end(output, report, done.stopped, what, rest, json)
 
 
 def _in_peft(method: str | None) -> bool:
@@ -197,25 +199,22 @@ def _completions(data: str, output: Path, settings: dict[str, Any], json: bool) 
 
     from ..adapters.formats_mlx import export_mlx_lm
     from ..recipes.language import finetune_completions
-    from ..runs.train import _interruptible
+    from ..runs.train import interruptible
     from ..tasks.completions import read_completions
 
     def told(row: dict[str, Any]) -> None:
         _say(f"epoch {row['epoch']}/{settings['epochs']}", row)
 
     rows = read_completions(data)
-    with _interruptible() as interrupted:
+    with interruptible() as interrupted:
         done = finetune_completions(rows, watch=told, stop=interrupted.is_set, **settings)
-    export_mlx_lm(done.model, output, base_model=settings["source"])
-    report = {"data": data, **settings, "chat_template": done.chat_template, "curve": done.curve}
-    _keep(output, report, interrupted.is_set(), json)
-    if not json:
-        raw = [] if settings["chat_template"] else ["--ignore-chat-template"]
-        use = ["mlx_lm.generate", "--model", settings["source"], "--adapter-path", str(output), *raw, "--prompt"]
-        print(f"Fine-tuned on {len(rows)} completions{' by the chat template' * done.chat_template}: {output}")
-        print(f"Use it: {shlex.join(use)} …")
-    if interrupted.is_set():
-        raise SystemExit(130)
+        export_mlx_lm(done.model, output, base_model=settings["source"])
+        report = {"data": data, **settings, "chat_template": done.chat_template, "curve": done.curve}
+        _keep(output, report, not done.stopped)
+    raw = [] if settings["chat_template"] else ["--ignore-chat-template"]
+    use = ["mlx_lm.generate", "--model", settings["source"], "--adapter-path", str(output), *raw, "--prompt"]
+    what = f"{len(rows)} completions{' by the chat template' * done.chat_template}"
+    _end(output, report, done.stopped, what, [f"Use it: {shlex.join(use)} …"], json)
 
 
 def _say(start: str, row: dict[str, Any], score: str = "") -> None:
@@ -224,17 +223,34 @@ def _say(start: str, row: dict[str, Any], score: str = "") -> None:
     print(f"{start}: training loss {row['train_loss']:.3g}{score}{seconds}", file=sys.stderr, flush=True)
 
 
-def _keep(output: Path, report: dict[str, Any], stopped: bool, json: bool) -> None:
+def _keep(output: Path, report: dict[str, Any], whole: bool) -> None:
     """The learning curve as numbers and as a figure."""
     from ..files import write_json
     from ..recipes.finetune_plot import learning_curves
     from ..runs.plots import save
 
-    report["stopped"] = "interrupted" if stopped else "completed"
+    report["stopped"] = "completed" if whole else "interrupted"
     write_json(output / "curve.json", report)
     save(learning_curves(report["curve"], report.get("metric"), report.get("by_shots", ())), output / "curve.png")
+
+
+def _end(output: Path, report: dict[str, Any], cut: bool, what: str, rest: list[str], json: bool) -> None:
+    """Say what was done and how it is used; with status 130 where something of it was stopped.
+
+    Args:
+        output: the folder.
+        report: what `_keep` kept.
+        cut: the training itself was stopped.
+        what: it was trained on.
+        rest: further lines.
+        json: print the report, in place of lines.
+    """
     if json:
         echo_json({"adapter": str(output), **report})
-    elif stopped:
-        epoch, step = report["curve"][-1]["epoch"], report["curve"][-1]["step"]
-        print(f"Stopped in epoch {epoch} of {report['epochs']}, after step {step}; what was learned so far is saved.")
+    else:
+        last = report["curve"][-1]
+        stopped = f"Stopped in epoch {last['epoch']} of {report['epochs']}, after step {last['step']}"
+        start = f"{stopped}; what was learned so far is saved" if cut else f"Fine-tuned on {what}"
+        print(f"{start}: {output}", *rest, sep="\n")
+    if report["stopped"] != "completed":
+        raise SystemExit(130)

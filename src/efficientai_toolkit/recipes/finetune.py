@@ -57,6 +57,7 @@ class Task(NamedTuple):
 class Finetuned(NamedTuple):
     adapted: AdaptedTask
     curve: list[dict[str, Any]]  # epoch, step, train_loss, score, seconds
+    stopped: bool  # before the last step
 
 
 def finetune(
@@ -93,10 +94,12 @@ def finetune(
         head: (weight (C, d), bias (C,)) that the head begins at, in place of its usual start.
         measure_each: take the score after each epoch, not after the last alone.
         watch: is given every row of the curve.
-        stop: asked after every step; where it says so, training ends there, and the last row has no score.
+        stop: asked before the first step and after every one but the last; where it says so, training ends there, and
+            the last row has no score.
 
     Raises:
         DivergenceError: the loss became NaN or infinite.
+        KeyboardInterrupt: `stop` said so before the first step.
     """
     check_settings(learning_rate, epochs, batch_size, max_length)
     if method is None and (target_modules or options):
@@ -137,6 +140,8 @@ def finetune(
     rng, curve, started = np.random.default_rng(seed), [], time.perf_counter()
     keys = mx.random.split(mx.random.key(seed), total)
     step, stopped = 0, False
+    if stop():  # nothing is learned yet, and what is in the user's folder stays
+        raise KeyboardInterrupt
     for epoch in range(1, epochs + 1):
         losses = []
         for rows in batches(len(task.train.texts), batch_size, rng):
@@ -168,7 +173,8 @@ def finetune(
         if stopped:
             break
     counts = np.bincount(task.train.labels, minlength=len(task.names)).tolist()
-    return Finetuned(AdaptedTask(base, params, task.names, None, dict(zip(task.names, counts, strict=True))), curve)
+    adapted = AdaptedTask(base, params, task.names, None, dict(zip(task.names, counts, strict=True)))
+    return Finetuned(adapted, curve, stopped)
 
 
 def check_settings(learning_rate: float | None, epochs: int, batch_size: int, max_length: int) -> None:
@@ -228,13 +234,24 @@ def shown_score(metric: str, value: float) -> str:
 
 
 def learning_curve(
-    task: Task, shots: Sequence[int], *, seed: int = 0, watch: Watch | None = None, **options: Any
+    task: Task,
+    shots: Sequence[int],
+    *,
+    seed: int = 0,
+    watch: Watch | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    """The last score of `finetune` on K training texts of each class, for each K of `shots`."""
+    """The last score of `finetune` on K training texts of each class, for each K of `shots`.
+
+    `watch` is given every row; where `stop`, asked as by `finetune`, says so, KeyboardInterrupt is raised.
+    """
     check_shots(task, shots)
     rows = []
     for shot in shots:
-        last = finetune(drawn(task, shot, seed), seed=seed, **options).curve[-1]
+        _, (*_, last), stopped = finetune(drawn(task, shot, seed), seed=seed, stop=stop, **options)
+        if stopped:
+            raise KeyboardInterrupt
         rows.append({"shots": shot, "score": last["score"], "train_loss": last["train_loss"]})
         if watch:
             watch(rows[-1])

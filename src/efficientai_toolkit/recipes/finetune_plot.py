@@ -28,13 +28,14 @@ def learning_curves(
     panels = 1 + bool(scored) + bool(by_shots)
     figure = Figure(figsize=(4.2 * panels, 3.1), layout="constrained")
     axes = list(figure.subplots(1, panels, squeeze=False).flat)
-    epochs = f"{len(curve)} epoch{'s' * (len(curve) > 1)}"
-    title = f"After {epochs}: training loss {curve[-1]['train_loss']:.3g}"
+    last = curve[-1]
+    title = f"After {last['step']} step{'s' * (last['step'] > 1)}: training loss {last['train_loss']:.3g}"
     loss = axes.pop(0)
     _line(loss, [row["epoch"] for row in curve], [row["train_loss"] for row in curve], GREY)
     loss.set(title="training loss", xlabel="epoch", ylim=(0, None))
     if scored and metric:
-        title += f", {shown_score(metric, scored[-1]['score'])} on held-out texts"
+        when = "" if scored[-1] is last else f" after epoch {scored[-1]['epoch']}"
+        title += f", {shown_score(metric, scored[-1]['score'])} on the test texts{when}"
         _line(axes[0], [row["epoch"] for row in scored], [row["score"] for row in scored], BLUE)
         axes[0].set_xlabel("epoch")
     if by_shots:
@@ -45,7 +46,7 @@ def learning_curves(
         axes[-1].minorticks_off()
         axes[-1].set_xlabel("K (training texts of each label)")
     for axis in axes:
-        axis.set_title(f"held-out {METRIC_NAMES[metric or 'accuracy']}")
+        axis.set_title(f"test {METRIC_NAMES[metric or 'accuracy']}")
         axis.set_ylim(top=min(axis.get_ylim()[1], 1.005))  # no score is above 1
         if metric != "matthews":
             axis.yaxis.set_major_formatter(percents())
@@ -55,4 +56,7 @@ def learning_curves(
 
 def _line(axis: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> None:
     axis.plot(x, y, color=colour, marker="o" if len(x) < 20 else None, markersize=3.5)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    if len(x) == 1:  # integers cannot be kept to where the range is less than one
+        axis.set_xticks(x)
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

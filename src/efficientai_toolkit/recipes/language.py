@@ -27,6 +27,7 @@ class Tuned(NamedTuple):
     model: LanguageModel  # with the trained adapter in it
     curve: list[dict[str, Any]]  # epoch, step, train_loss, seconds
     chat_template: bool  # whether prompts went through the model's
+    stopped: bool  # before the last step
 
 
 def finetune_completions(
@@ -58,11 +59,12 @@ def finetune_completions(
         chat_template: whether prompts and completions go through the model's chat template, where it has one.
         seed: of the adapter, the order and dropout.
         watch: is given every row of the curve.
-        stop: asked after every step; where it says so, training ends there.
+        stop: asked before the first step and after every one but the last; where it says so, training ends there.
 
     Raises:
         DataError: a row has no token to learn; or the chat template cannot write it.
         DivergenceError: the loss became NaN or infinite.
+        KeyboardInterrupt: `stop` said so before the first step.
     """
     check_settings(learning_rate, epochs, batch_size, max_length)
     if method is None:
@@ -87,6 +89,8 @@ def finetune_completions(
     optimizer = adamw(settings.learning_rate if learning_rate is None else learning_rate, total)
     rng, keys = np.random.default_rng(seed), iter(mx.random.split(mx.random.key(seed), total))
     curve, started, step, stopped = [], time.perf_counter(), 0, False
+    if stop():  # nothing is learned yet, and what is in the user's folder stays
+        raise KeyboardInterrupt
     for epoch in range(1, epochs + 1):
         losses = []
         for batch in batches(len(rows), batch_size, rng):
@@ -108,7 +112,7 @@ def finetune_completions(
         if stopped:
             break
     update(model, params)
-    return Tuned(model, curve, chat is not None)
+    return Tuned(model, curve, chat is not None, stopped)
 
 
 def tokenised(

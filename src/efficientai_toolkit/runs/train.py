@@ -108,7 +108,7 @@ def resume(run: str | Path, overrides: Iterable[Override] = (), *, watch: Watch 
         iteration = built.learner.iteration
         saved = read_header(newest).get("training", {})
         try:
-            progress = Progress(**saved)
+            progress = Progress(**saved) if iteration else progress  # a start is not the best of what follows
         except TypeError as error:
             raise CheckpointError(f"{newest} does not say how far its run was; resume needs one of `train`") from error
         if iteration > config.num_meta_iterations:
@@ -159,7 +159,7 @@ class _Loop:
         self._keep()
         watch.begin(self.run_folder.path, first, total, tasks)
         try:
-            with _interruptible() as interrupted:
+            with interruptible() as interrupted:
                 stopped = self._stop()
                 if stopped is None and first == 0:
                     self._validate()  # what training brings is seen against this row
@@ -243,7 +243,7 @@ class _Loop:
             if f"step_{after}_{short}" in values:
                 row |= _mean_ci(name, values[f"step_{after}_{short}"])
                 row[f"{name}_before"] = _finite(values[f"step_{before}_{short}"].mean())
-        # The start is never the best, but where there is nothing else: with patience, a run would not get going.
+        # The start is never the best, but where there is nothing else: with patience or a target, a run would not go.
         if self.learner.iteration or not self.meta.num_meta_iterations:
             if _score(row) > _score(self.progress.best):
                 self.progress.best, self.progress.stale = row, 0
@@ -337,7 +337,7 @@ class _Loop:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
+def interruptible() -> Iterator[threading.Event]:
     """Within it the first Ctrl-C (SIGTERM, closed terminal) only sets the event; the second is a KeyboardInterrupt."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
