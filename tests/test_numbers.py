@@ -99,6 +99,24 @@ def test_columns_that_are_numbered_are_a_header(tmp_path, header, rows):
     assert read_numbers(path, labelled=False)[0].shape == (rows, 2)
 
 
+@pytest.mark.parametrize("text", ["1\n2\n3\n", "0\n", "1\n"])
+def test_the_first_of_one_column_of_numbers_is_a_row(written, text):
+    x, labels = read_numbers(written(text), labelled=False)
+    assert (x[:, 0].tolist(), labels) == ([float(line) for line in text.split()], None)
+    assert read_numbers(written("1\n2\n"), labelled=False, columns=["1"])[0].tolist() == [[2]]
+    assert read_numbers(written("0,label\n5,a\n"))[0].tolist() == [[5]]
+
+
+def test_a_column_of_labels_that_is_blank_throughout_has_none(written):
+    for file in (written("x,Target\n1,\n2, \n"), written("label,x\n,1\n,2\n")):
+        x, labels = read_numbers(file, labelled=False, regression=True)
+        assert (x.tolist(), labels) == ([[1], [2]], None)
+        with pytest.raises(DataError, match=r"line 2: the (Target|label) is missing.*line 3: the"):
+            read_numbers(file, regression=True)
+    with pytest.raises(DataError, match="line 3: the Target is missing"):
+        read_numbers(written("x,Target\n1,2\n2,\n"), labelled=False, regression=True)
+
+
 def test_the_targets_of_a_regression_have_other_names_too(written):
     for header, label in (("x,y", "2"), ("x,Target", "2"), ("target,label", "2"), ("y,target", "2")):
         file = written(f"{header}\n1,2\n")

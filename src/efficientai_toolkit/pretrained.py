@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import json
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,9 +68,10 @@ def _offline(error: BaseException | None) -> bool:
 
 def _nearest(given: Path) -> str:
     """The package, or the model folder beside `given`, whose name is the nearest; empty where none is near."""
-    beside = given.parent.iterdir() if given.parent.is_dir() else ()
     known = [package.replace("_", "-") for package in PACKAGES.values()]
-    known += [str(folder) for folder in beside if (folder / "config.json").is_file()]
+    with contextlib.suppress(OSError):  # nothing is beside, or it cannot be listed
+        # `os.path.isfile` is False where a folder cannot be searched; `Path.is_file` raises.
+        known += [str(folder) for folder in given.parent.iterdir() if os.path.isfile(folder / "config.json")]
     close = difflib.get_close_matches(str(given), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -7,6 +7,7 @@ learner's fast state: adapter and head, or prototypes). The base model's weights
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -355,20 +356,23 @@ def _alike(learner: MetaLearner, fast: Any) -> bool:
 
 
 def targets(labels: Sequence[str]) -> mx.array:
-    """(N, 1) the numbers that a regression's labels say."""
-    try:
-        return mx.array(np.array([[float(label)] for label in labels], np.float32))
-    except ValueError:
-        bad = next(label for label in labels if not _is_number(label))
-        raise DataError(f"this is a regression model, and the label {bad!r} is not a number") from None
+    """(N, 1) the numbers that a regression's labels say; a `DataError` where one is no finite number."""
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        values = np.array([[_number(label)] for label in labels], np.float32)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise DataError(
+            f"this is a regression model, and the label of example {bad[0] + 1} is {labels[bad[0]]!r}; "
+            "expected a finite number, of at most ±3.4e38 (float32)"
+        )
+    return mx.array(values)
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> float:
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return math.nan
 
 
 def _nested(arrays: dict[str, mx.array]) -> Any:

@@ -6,8 +6,10 @@ the other libraries leave it alone:
 * `labels.json`: `labels`, in the order of the classes; the `algorithm` and its `options`; the `pooling` of token states
   to one vector a text, and whether it is scaled to length 1 (`normalize`); the `threshold` of "none of these".
 * `head.safetensors`: of a learner that adapts weights, `head.weight` (C, d) and `head.bias` (C,) for the logits.
-* `learned.safetensors`: what a metric learner made of the examples in place of a head. Of a prototypical network it is
-  `prototypes` (C, d), the labels' mean vectors; logits are −‖z − c‖², or `scale` · cos(z, c).
+* `learned.safetensors`: of a learner that adapts no weights, what it made of the examples in place of a head. Of a
+  prototypical network it is `prototypes` (C, d), the labels' mean vectors; logits are −‖z − c‖², or
+  `scale` · cos(z, c). Of the others it has a place for every class that there could have been, of which the first C
+  are the labels: `having`, where there is one, is true of those with examples, and the others' logits take no part.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +31,8 @@ from ..adapters.formats_peft import export_peft, import_peft
 from ..backbones import backbone_class
 from ..checkpoint import write_npz
 from ..config import MetaLearningConfig
-from ..errors import AdapterError, ConfigurationError, OutputError, did_you_mean
-from ..files import write_json
+from ..errors import AdapterError, ConfigurationError, DataError, OutputError, did_you_mean
+from ..files import read_json, write_json
 from ..pretrained import backbone_of, hub_name, resolve
 from .adapted import ABOUT, AdaptedTask
 from .base_model import describe_base, fixed_arrays
@@ -87,6 +90,7 @@ def export_adapter(path: str | Path, format: str, folder: str | Path, *, source:
 
     Raises:
         AdapterError: the method or the model has no counterpart there.
+        OutputError: the folder cannot be written, or has a `labels.json` of the user's own.
     """
     write = EXPORTS[_format(format)]
     opened = open_adapted(path, source=source)
@@ -95,6 +99,7 @@ def export_adapter(path: str | Path, format: str, folder: str | Path, *, source:
         raise AdapterError(
             f"mlx-lm has language models only, and the base of {path} is of backbone {backbone!r}; use --format peft"
         )
+    _spare_own(Path(folder))
     base = hub_name(opened.source) if opened.config.model.reads_texts else ""  # others have no base to load
     written = write(opened.model, folder, base_model=base)
     _write_learned(opened, written)
@@ -146,11 +151,34 @@ def import_adapter(folder: str | Path, format: str, source: str, checkpoint: str
 def fuse(
     path: str | Path, folder: str | Path, *, source: str | None = None, dequantize: bool = False
 ) -> dict[str, float]:
-    """Write the base model of `path` with its adapter folded in; see `fuse_folder` for what is returned."""
+    """Write the base model of `path` with its adapter folded in; see `fuse_folder` for what is returned.
+
+    Raises:
+        AdapterError: the model has no pre-trained base.
+        OutputError: the folder cannot be written, or has a `labels.json` of the user's own.
+    """
     opened = open_adapted(path, source=source)
+    if not opened.config.model.reads_texts:
+        raise AdapterError(
+            f"{path} is over backbone {opened.config.model.backbone!r}, which has no base model's folder to fuse into; "
+            "in Python, `merge` folds it in"
+        )
+    _spare_own(Path(folder))
     lost = fuse_folder(opened.model, resolve(opened.source), folder, dequantize=dequantize)
     _write_learned(opened, Path(folder))
     return lost
+
+
+def _spare_own(folder: Path) -> None:
+    """Raise an `OutputError` where `labels.json` in `folder` is not one that `_write_learned` wrote."""
+    if not os.path.exists(folder / LABELS):  # False, too, where it cannot be looked for: writing will say so
+        return
+    try:
+        about = read_json(folder / LABELS)
+    except DataError:
+        about = None
+    if not isinstance(about, dict) or not {"labels", "algorithm", "options"} <= about.keys():
+        raise OutputError(f"{folder / LABELS} is a file of your own, which would be overwritten; name another folder")
 
 
 def _write_learned(opened: Opened, folder: Path) -> None:
@@ -158,8 +186,9 @@ def _write_learned(opened: Opened, folder: Path) -> None:
     model, adapted = opened.model, opened.adapted
     labels = None if adapted is None else adapted.labels
     try:
-        (folder / LABELS).unlink(missing_ok=True)
-        (folder / LEARNED).unlink(missing_ok=True)
+        if (folder / LABELS).exists():
+            (folder / LABELS).unlink()
+            (folder / LEARNED).unlink(missing_ok=True)
         if adapted is None or labels is None:
             return
         own = flat_parameters(model)

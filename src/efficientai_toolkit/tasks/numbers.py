@@ -24,7 +24,9 @@ def read_numbers(
 
     Args:
         path: `.npz` with the arrays `x` (N, …) and `y` (N,), or a CSV with a header: numbers, and one column `label`.
-            Where no labels are needed, a CSV of nothing but numbers has no header. "-" is a CSV on standard input.
+            Where no labels are needed, a CSV of nothing but numbers has no header (unless its first line is 0, 1, …
+            or 1, 2, …, of two columns and more), and a column `label` may be blank throughout. "-" is a CSV on
+            standard input.
         labelled: labels are needed.
         columns: names of the numbers in the order that is wanted; a CSV's header must have these, in any order.
         regression: the column of labels may be called `target` or `y`, too.
@@ -85,8 +87,8 @@ def _from_csv(
         raise DataError(
             f"{path} has no column label: its columns are {', '.join(header)}; name that of the {what} label"
         )
-    # pandas and NumPy name columns 0, 1, … (others 1, 2, …) where nobody does.
-    numbered = any(names == [str(i) for i in range(first, first + len(names))] for first in (0, 1))
+    # pandas and NumPy name columns 0, 1, … (others 1, 2, …) where nobody does. One column's 0 or 1 is taken for a row.
+    numbered = len(names) > 1 and any(names == [str(i) for i in range(first, first + len(names))] for first in (0, 1))
     named = (numbered and columns is None) or sorted(names) == sorted(columns or ()) or not all(map(_is_number, names))
     if at is None and not named:  # the first line is a row
         rows, order = [(1, header), *rows], list(range(len(names)))
@@ -95,6 +97,7 @@ def _from_csv(
     if not rows:
         raise DataError(f"{path} has no rows below its header")
     values, labels, faults = [], [], []
+    blank = at is not None and not labelled and not any(cells[at].strip() for _, cells in rows if at < len(cells))
     for line, cells in rows:
         if len(cells) != len(header):
             faults.append(f"line {line}: {len(cells)} columns where the header has {len(header)}")
@@ -105,11 +108,11 @@ def _from_csv(
         except ValueError:
             bad = next(cell for cell in numbers if not _is_number(cell))
             faults.append(f"line {line}: {bad!r} is not a number")
-        if at is not None and not cells[at].strip():
-            faults.append(f"line {line}: the label is missing")
+        if at is not None and not blank and not cells[at].strip():
+            faults.append(f"line {line}: the {header[at]} is missing")
         labels.append(cells[at].strip() if at is not None else "")
     fail(faults, str(path))
-    return _float32(np.array(values)[:, order]), labels if at is not None else None
+    return _float32(np.array(values)[:, order]), None if at is None or blank else labels
 
 
 def _table(
