@@ -449,6 +449,7 @@ def test_a_head_has_its_labels_beside_it(encoder, dataset, tmp_path):
         assert not (tmp_path / name / LEARNED).exists()
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT of what Transformers will rename
 def test_the_lines_that_load_what_was_exported(checkpoint, encoder, tmp_path):
     *_, first, second = exported(checkpoint, tmp_path / "a b").splitlines()
     assert first == "from peft import PeftModel; from transformers import AutoModel"
