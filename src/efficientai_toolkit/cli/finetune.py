@@ -113,7 +113,7 @@ def finetune(
     from ..devices import select_device
     from ..errors import ConfigurationError
     from ..recipes import finetune as recipe
-    from ..runs.train import interruptible
+    from ..runs.interrupt import interruptible
     from ..tasks.storage import data_root
     from .evaluate import whole_numbers
 
@@ -199,7 +199,7 @@ def _completions(data: str, output: Path, settings: dict[str, Any], json: bool) 
 
     from ..adapters.formats_mlx import export_mlx_lm
     from ..recipes.language import finetune_completions
-    from ..runs.train import interruptible
+    from ..runs.interrupt import interruptible
     from ..tasks.completions import read_completions
 
     def told(row: dict[str, Any]) -> None:

@@ -7,14 +7,11 @@ a GPU, where an embedding is trained, to rounding, since its gradient is added u
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from logging import DEBUG, INFO, Logger
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from ..logging import setup_logger
 from .base_model import describe_base, fixed_arrays, load_checkpoint
 from .build import Built, build
 from .experiment import ExperimentManager, open_run
+from .interrupt import interruptible
 from .trackers import open_trackers
 
 # Steps that may be queued on the device while Python prepares the next.
@@ -334,31 +332,6 @@ class _Loop:
         if self.log_file:
             self.log_file.info("%s: %s after %d iterations", run.path.name, report["stopped"], report["iterations"])
         return report
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Within it the first Ctrl-C (SIGTERM, closed terminal) only sets the event; the second is a KeyboardInterrupt."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # `nohup` ignores it, and that stays
-        numbers.append(hangup)
-    held = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield event
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
 
 
 def _writable(folder: Path) -> Path:
