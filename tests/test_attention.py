@@ -40,6 +40,15 @@ def test_softmax_is_exact_where_exponents_are_small_and_where_they_are_not():
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-37)
 
 
+def test_masked_scores_leave_no_subnormal_numbers():
+    (x,) = arrays((3, 5, 8))
+    x = mx.where(mx.arange(8) < 5, x, -1e9)
+    for compiled in (softmax, mx.compile(softmax)):
+        weights = np.array(compiled(x))
+        assert (weights[..., 5:] == 0).all() and (weights[..., :5] > 0).all()
+    close(mx.grad(lambda x: mx.sum(mx.square(softmax(x))))(x)[..., 5:], mx.zeros((3, 5, 3)))
+
+
 def test_the_gradient_of_a_stack():
     (x,) = arrays((3, 5, 7))
 

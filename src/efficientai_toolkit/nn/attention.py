@@ -53,8 +53,12 @@ def _(x, axis):
 
 
 def _exp(x: mx.array) -> mx.array:
-    """eˣ for x ≤ 0 in float32, to 3e-7 relative: 2ⁿ by its exponent bits, the rest by Taylor on |r| ≤ ln 2 / 2."""
-    x = cut(mx.maximum(x, -87.0))
+    """eˣ for x ≤ 0 in float32, to 3e-7 relative: 2ⁿ by its exponent bits, the rest by Taylor on |r| ≤ ln 2 / 2.
+
+    At −87.7 and below it is 0: subnormal numbers, which masked scores would else give, make the matrix products behind
+    them twelve times slower on Intel's processors.
+    """
+    x = cut(mx.maximum(x, -88.0))  # n = −127, whose bits are those of 0
     n = (x * 1.4426950408889634 + _ROUND) - _ROUND
     r = (x - n * _LN2[0]) - n * _LN2[1]
     return polynomial(_EXP, r) * mx.view(mx.left_shift(n.astype(mx.int32) + 127, 23), mx.float32)
