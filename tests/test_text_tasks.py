@@ -161,7 +161,7 @@ def test_json_lines_and_plain_lines():
     data = b'{"text": "a", "label": 1}\n{"text": "b", "label": "two"}\n'
     assert [row.label for row in parse_examples(data, "x.jsonl", ".jsonl")] == ["1", "two"]
     data = b'{"text": "a", "label": true}\n{"text": "b", "label": 2.5}\n'
-    assert [row.label for row in parse_examples(data, "x.jsonl", ".jsonl")] == ["True", "2.5"]
+    assert [row.label for row in parse_examples(data, "x.jsonl", ".jsonl")] == ["true", "2.5"]
     assert [row.text for row in parse_examples(b" a\nb, c \n\n \n", "-", "", labelled=False)] == [" a", "b, c "]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib.util
 import json
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from typing import Any
 import mlx.core as mx
 
 from .errors import DataError, DataNotFoundError, ModelError
+
+_log = logging.getLogger(__name__)
 
 # Hub names that an installed package carries, so that no network is needed.
 PACKAGES = {
@@ -145,7 +148,8 @@ class TextTokenizer:
 
     `end_id` is the token that ends a text where the model is a language model, else None.
 
-    L is the longest text's length up to the next multiple of `bucket`, so that compiled graphs are reused.
+    L is the longest text's length up to the next multiple of `bucket`, so that compiled graphs are reused. Texts of
+    more than `max_length` tokens are cut, and a warning counts them.
     """
 
     def __init__(
@@ -172,7 +176,15 @@ class TextTokenizer:
         if length is not None and length > self.max_length:
             raise ModelError(f"length {length} is more than the model's {self.max_length}")
         self.backend.enable_truncation(length or self.max_length)
-        rows = [encoding.ids for encoding in self.backend.encode_batch(list(texts))]
+        encodings = self.backend.encode_batch(list(texts))
+        if cut := sum(1 for encoding in encodings if encoding.overflowing):
+            _log.warning(
+                "%d of %d texts are longer than %d tokens; what is beyond is not read",
+                cut,
+                len(encodings),
+                length or self.max_length,
+            )
+        rows = [encoding.ids for encoding in encodings]
         longest = max(map(len, rows), default=1)
         width = length or min(-(-longest // self.bucket) * self.bucket, self.max_length)
         return mx.array([row + [self.pad_id] * (width - len(row)) for row in rows], dtype=mx.int32)

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import DataError, DataNotFoundError, did_you_mean
+from ..errors import DataError, DataNotFoundError, did_you_mean, nearest
 
 _SHOWN = 5  # faults that one error names
 _COLUMNS = ("text", "label")
 # A cell of a tab-separated file and what ends it: in quotes as spreadsheets write them, or every character as it is.
 _TAB_CELL = re.compile(r'(?:"((?:[^"\t]|"")*)"|([^\t\r\n]*))(\t|\r\n|[\r\n]|\Z)')
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?(?:\r\n|[\r\n])', re.IGNORECASE)  # which Excel puts first
+_ARCHIVE = b"PK\x03\x04"  # with which .xlsx begins
 _BREAKS = ("Cc", "Zl", "Zp")  # control characters, and the separators of lines and paragraphs
 
 
@@ -55,7 +56,7 @@ def parse_examples(data: bytes, name: str, kind: str, *, labelled: bool = True) 
     if kind in (".csv", ".tsv"):
         rows = _from_csv(text, name, "\t" if kind == ".tsv" else ",", labelled, faults)
     elif kind in (".jsonl", ".json", ".ndjson"):
-        rows = _from_json_lines(text, labelled, faults)
+        rows = _from_json_lines(text, name, faults)
     elif labelled:
         raise DataError(f"{name}: files of texts and labels are .csv, .tsv or .jsonl")
     else:
@@ -70,7 +71,8 @@ def parse_examples(data: bytes, name: str, kind: str, *, labelled: bool = True) 
         elif labelled and not (row.label or "").strip():
             faults.append(f"line {row.line}: the label is missing")
         else:
-            label = None if row.label is None else row.label.strip()
+            # What looks the same is the same: a Mac's file names, for one, keep an accent apart from its letter.
+            label = None if row.label is None else unicodedata.normalize("NFC", row.label.strip())
             if label and (fault := label_fault(label)):
                 faults.append(f"line {row.line}: {fault}")
             examples.append(Example(row.line, row.text, label))
@@ -98,6 +100,8 @@ def read_bytes(path: str | Path) -> bytes:
 
 def decoded(data: bytes, name: str) -> str:
     """UTF-8 (with or without its mark) as text; the line of the first byte that is not is named."""
+    if data.startswith(_ARCHIVE):
+        raise DataError(f"{name} is an Excel workbook or another archive; export it as CSV, in UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -201,6 +205,8 @@ def _check_separator(line: str, name: str, number: int, delimiter: str) -> None:
 def _check_header(header: list[str], name: str, number: int, labelled: bool) -> None:
     needed = _COLUMNS if labelled else ("text",)
     wanted = ",".join(needed)
+    if not any(column in _COLUMNS or nearest(column, _COLUMNS) for column in header):
+        raise DataError(f"{name}, line {number}: this is no header; expected {wanted} in the first line")
     for column in header:
         if column not in _COLUMNS:
             raise DataError(
@@ -230,7 +236,9 @@ def json_lines(text: str, faults: list[str]) -> Iterator[tuple[int, Any]]:
             yield number, value
 
 
-def _from_json_lines(text: str, labelled: bool, faults: list[str]) -> Iterator[Example]:
+def _from_json_lines(text: str, name: str, faults: list[str]) -> Iterator[Example]:
+    if text.lstrip().startswith("["):
+        raise DataError(f"{name} is one JSON array; expected one object with text and label a line")
     for number, row in json_lines(text, faults):
         if not isinstance(row, dict):
             faults.append(f"line {number}: {type(row).__name__}, expected an object with text and label")
@@ -241,6 +249,7 @@ def _from_json_lines(text: str, labelled: bool, faults: list[str]) -> Iterator[E
         else:
             label = row.get("label")
             if label is None or isinstance(label, str | int) or (isinstance(label, float) and math.isfinite(label)):
-                yield Example(number, row.get("text", ""), None if label is None else str(label))
+                written = json.dumps(label) if isinstance(label, bool) else str(label)  # true, and not True
+                yield Example(number, row.get("text", ""), None if label is None else written)
             else:
                 faults.append(f"line {number}: label is {label!r:.60}, not a string, a finite number, true or false")
