@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -18,24 +17,12 @@ from mlx.utils import tree_flatten
 from ..errors import AdapterError, did_you_mean
 from ..nn.functional import Parameters
 from ..nn.functional import update as update_parameters
+from .attached import Attached, adapters_of, arrays_of, head_path, head_state, hold, module_at, require, write_head
 from .base import Adapted, AdapterConfig, Owner, Site, thaw
 from .quantized import dequantized, make_stackable
 from .select import SHARED, Node, select, walk
 
 M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass
-class Attached:
-    """What a model carries: its adapters' configurations, and how it was before the first of them."""
-
-    before: dict[str, set[str]]  # path -> frozen names
-    configs: dict[str, AdapterConfig] = field(default_factory=dict)
-    paths: dict[str, list[str]] = field(default_factory=dict)
-    heads: dict[str, str] = field(default_factory=dict)  # adapter -> path of the head that it trains
-    # path of a head -> its arrays for each adapter that trains it, and as they were ("") before the first.
-    kept: dict[str, dict[str, Parameters]] = field(default_factory=dict)
-    held: dict[str, str | None] = field(default_factory=dict)  # path -> whose are in it now; None: a mixture
 
 
 def attach(
@@ -71,7 +58,7 @@ def attach(
         raise AdapterError(f"adapter name {name!r} must be an identifier: it becomes part of parameter paths")
     if attached and name in attached.configs:
         raise AdapterError(f"this model already has an adapter named {name!r}; detach it or choose another name")
-    head = _head_path(model, train_head)
+    head = head_path(model, train_head)
     nodes = select(model, config, target_modules, exclude=head)
     bases = [node.module for node in nodes]
     shared_key, *keys = mx.random.split(mx.random.key(0) if key is None else key, len(nodes) + 1)
@@ -94,7 +81,7 @@ def attach(
     if head:
         attached.heads[name] = head
         if head not in attached.kept:
-            attached.kept[head], attached.held[head] = {"": _arrays(_module(model, head))}, ""
+            attached.kept[head], attached.held[head] = {"": arrays_of(module_at(model, head))}, ""
         attached.kept[head][name] = attached.kept[head][""]
     model.attached = attached
     mx.eval(model.parameters())  # a compiled graph would make frozen weights that are still lazy anew at every call
@@ -112,7 +99,7 @@ def activate(model: M, names: str | Mapping[str, float] | None) -> M:
 
     >>> activate(model, {"english": 0.7, "legal": 0.3})
     """
-    attached = _require(model)
+    attached = require(model)
     weights = _weights(names)
     for name in weights:
         if name not in attached.configs:
@@ -133,9 +120,9 @@ def activate(model: M, names: str | Mapping[str, float] | None) -> M:
             thaw(shared)
     for path in attached.kept:
         acting = {name: weight for name, weight in weights.items() if attached.heads.get(name) == path}
-        _hold(model, attached, path, acting)
+        hold(model, attached, path, acting)
         if list(acting.values()) == [1.0]:
-            _module(model, path).unfreeze()
+            module_at(model, path).unfreeze()
     return model
 
 
@@ -164,7 +151,7 @@ def _finite(weight: Any) -> float | None:
 
 def detach(model: M, name: str | None = None) -> M:
     """Take one adapter off, with its head, or (`None`) all of them; without any, the model is what it was before."""
-    attached = _require(model)
+    attached = require(model)
     names = list(attached.configs) if name is None else [name]
     for n in names:
         if n not in attached.configs:
@@ -190,7 +177,7 @@ def merge(model: M, *, dequantize: bool = False) -> M:
     Raises:
         AdapterError: an active adapter has no merge. The model is then unchanged.
     """
-    attached = _require(model)
+    attached = require(model)
     fused = {path: slot.fuse() for path, slot in slots(model).items()}
     for path, slot in slots(model).items():
         slot.base = fused[path] if dequantize else requantized(fused[path], slot.base)
@@ -229,11 +216,6 @@ def slots(model: nn.Module) -> dict[str, Adapted]:
     return found
 
 
-def adapters_of(model: nn.Module) -> Attached | None:
-    """The record of what is attached to `model`, or `None`."""
-    return model.__dict__.get("attached")
-
-
 def count_parameters(model: nn.Module, config: AdapterConfig, target_modules: str | Sequence[str] | None = None) -> int:
     """Trainable parameters that `attach` would add, by the method's formula, without attaching."""
     nodes = select(model, config, target_modules)
@@ -250,7 +232,7 @@ def flat_parameters(model: nn.Module) -> Parameters:
 
 def adapter_state(model: nn.Module, name: str = "default") -> Parameters:
     """Every array of one adapter (fixed ones and a trained head too), flat, under its path in the model."""
-    attached = _require(model)
+    attached = require(model)
     if name not in attached.configs:
         raise AdapterError(f"no adapter named {name!r}{did_you_mean(name, attached.configs)}")
     own = {
@@ -259,26 +241,6 @@ def adapter_state(model: nn.Module, name: str = "default") -> Parameters:
         if f".adapters.{name}." in f".{path}" or path.startswith(f"{SHARED}.{name}.")
     }
     return own | head_state(model, name)
-
-
-def head_state(model: nn.Module, name: str) -> Parameters:
-    """The arrays of the head that adapter `name` trains, by path, whether it is active or not; else none."""
-    attached = _require(model)
-    if (path := attached.heads.get(name)) is None:
-        return {}
-    arrays = _arrays(_module(model, path)) if attached.held[path] == name else attached.kept[path][name]
-    return {f"{path}.{key}": array for key, array in arrays.items()}
-
-
-def write_head(model: nn.Module, name: str, arrays: Mapping[str, mx.array]) -> None:
-    """Write the head that adapter `name` trains, `arrays` by their names in it."""
-    attached = _require(model)
-    if not arrays:
-        return
-    path = attached.heads[name]
-    attached.kept[path][name] = dict(arrays)
-    if attached.held[path] == name:
-        _write(_module(model, path), arrays)
 
 
 def load_adapter_state(model: M, arrays: Mapping[str, mx.array], name: str = "default") -> M:
@@ -301,7 +263,7 @@ def load_adapter_state(model: M, arrays: Mapping[str, mx.array], name: str = "de
     cast = {path: arrays[path].astype(own[path].dtype) for path in own}
     head = head_state(model, name)
     update_parameters(model, {path: array for path, array in cast.items() if path not in head})
-    start = len(_require(model).heads.get(name, "")) + 1
+    start = len(require(model).heads.get(name, "")) + 1
     write_head(model, name, {path[start:]: cast[path] for path in head})
     return model
 
@@ -322,47 +284,6 @@ def _slot(model: nn.Module, node: Node) -> tuple[Adapted, Any]:
     return current, model
 
 
-def _module(model: nn.Module, path: str) -> Any:
-    return next(node.module for node in walk(model) if node.path == path)
-
-
-def _arrays(head: nn.Module) -> Parameters:
-    """The arrays of a head by path, looking through the slots that other adapters have in it."""
-    return {
-        f"{node.path}.{name}" if node.path else name: value
-        for node in walk(head)
-        for name, value in node.module.items()
-        if isinstance(value, mx.array)
-    }
-
-
-def _write(head: nn.Module, arrays: Mapping[str, mx.array]) -> None:
-    modules = {node.path: node.module for node in walk(head)}
-    for path, array in arrays.items():
-        owner, _, name = path.rpartition(".")
-        modules[owner][name] = array
-
-
-def _hold(model: nn.Module, attached: Attached, path: str, acting: Mapping[str, float]) -> None:
-    """Put into the head at `path` what `acting` makes of it, and keep what was trained in it."""
-    head, kept = _module(model, path), attached.kept[path]
-    holder = attached.held[path]
-    if holder is not None and holder in kept:
-        kept[holder] = _arrays(head)
-    alone = list(acting.values()) == [1.0]
-    attached.held[path] = next(iter(acting)) if alone else None if acting else ""
-    if alone or not acting:
-        mixed = kept[attached.held[path] or ""]
-    else:
-        plain = kept[""]
-        mixed = {
-            key: plain[key] + sum(weight * (kept[name][key] - plain[key]) for name, weight in acting.items())
-            for key in plain
-        }
-        mx.eval(mixed)
-    _write(head, mixed)
-
-
 def _tidy(model: M, attached: Attached) -> M:
     if attached.configs:
         act = {n: w for slot in slots(model).values() for n, w in slot.active}
@@ -376,27 +297,6 @@ def _tidy(model: M, attached: Attached) -> M:
     root: Any = model["base"] if isinstance(model, Adapted) else model
     make_stackable(root, False)
     return root
-
-
-def _head_path(model: nn.Module, train_head: bool | str) -> str | None:
-    if not train_head:
-        return None
-    path = "head" if train_head is True else train_head
-    modules = {node.path: node.module for node in walk(model) if node.path}
-    if path not in modules:
-        raise AdapterError(f"train_head: no module {path!r} in this model{did_you_mean(path, modules)}")
-    if any(isinstance(m, (nn.QuantizedLinear, nn.QuantizedEmbedding)) for m in modules[path].modules()):
-        raise AdapterError(
-            f"train_head: {path!r} is quantised and cannot be trained; give it a dense layer, or an adapter"
-        )
-    return path
-
-
-def _require(model: nn.Module) -> Attached:
-    attached = adapters_of(model)
-    if attached is None:
-        raise AdapterError("this model has no adapter; attach one first")
-    return attached
 
 
 __all__ = [

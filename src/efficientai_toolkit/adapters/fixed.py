@@ -12,7 +12,8 @@ import mlx.core as mx
 
 from ..nn.functional import Parameters, trainable
 from ..nn.trees import check_fit
-from .attach import adapter_state, adapters_of
+from .attach import adapter_state
+from .attached import adapters_of
 
 FIXED = "fixed/"
 

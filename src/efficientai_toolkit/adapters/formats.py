@@ -20,7 +20,8 @@ from ..backbones.bert_names import plain_name
 from ..errors import AdapterError, DataNotFoundError, OutputError, did_you_mean
 from ..nn.functional import clone
 from ..settings import as_annotated
-from .attach import adapters_of, flat_parameters, head_state, merge, quantization_loss
+from .attach import flat_parameters, merge, quantization_loss
+from .attached import adapters_of, head_state
 from .base import AdapterConfig
 
 CONFIG, HEAD = "adapter_config.json", "head.safetensors"

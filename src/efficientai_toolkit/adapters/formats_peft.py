@@ -13,7 +13,8 @@ import mlx.nn as nn
 from ..backbones.bert_names import plain_name
 from ..errors import AdapterError, did_you_mean
 from .adalora import AdaLoRAConfig
-from .attach import attach, detach, slots, write_head
+from .attach import attach, detach, slots
+from .attached import write_head
 from .formats import cast, faults_sentence, hf_name, named_config, read_arrays, read_config, write_folder
 from .ia3 import IA3Config
 from .peft_methods import (

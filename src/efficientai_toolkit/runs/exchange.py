@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import mlx.nn as nn
 
 from ..adapters import ADAPTERS, AdapterConfig
-from ..adapters.attach import adapters_of, flat_parameters
+from ..adapters.attach import flat_parameters
+from ..adapters.attached import adapters_of
 from ..adapters.formats import CONFIG, HEAD, fuse_folder, read_config, save_arrays
 from ..adapters.formats_mlx import export_mlx_lm, import_mlx_lm
 from ..adapters.formats_peft import export_peft, import_peft
