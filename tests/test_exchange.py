@@ -220,7 +220,7 @@ def test_fixed_arrays_are_in_the_checkpoint_of_a_run(vera, tmp_path):
     assert resume(vera.parents[1])["iterations"] == 4
     kept = {name: header[name] for name in ("learner", "config")}
     write_npz(tmp_path / "old.npz", {n: a for n, a in arrays.items() if not n.startswith("fixed/")}, kept)
-    with pytest.raises(CheckpointError, match="lacks the fixed arrays of its adapter, which seed 3"):
+    with pytest.raises(CheckpointError, match="lacks the fixed arrays of its adapter, which this release"):
         load_learner(tmp_path / "old.npz")
     write_npz(tmp_path / "cut.npz", {**arrays, "fixed/adapter_shared.default.a": pair[:3]}, kept)
     with pytest.raises(CheckpointError, match=r"'fixed/adapter_shared.default.a' is \(3, 4\)"):

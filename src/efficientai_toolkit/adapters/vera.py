@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -30,7 +31,8 @@ class VeRA(Adapter):
     """y = base(x) + ((dropout(x) A) ⊙ d) B ⊙ b.
 
     Only d (r,) and b (out,) are trained; b starts at zero, so the output is the base's at the start. A and B are
-    Kaiming-uniform and frozen. Parameters: r + out.
+    frozen and Kaiming-uniform as He et al. have it, U(±√(6 / fan)), which is √6 times a linear layer's start.
+    Parameters: r + out.
     """
 
     def __init__(self, owner: Owner, rank: int, out: int, d_initial: float, dropout: float):
@@ -44,9 +46,8 @@ class VeRA(Adapter):
     def share(cls, bases: Sequence[Any], config: Any, key: mx.array) -> SharedPair:
         key_a, key_b = mx.random.split(key)
         n, m = max(map(in_features, bases)), max(map(out_features, bases))
-        return SharedPair(
-            kaiming_uniform(key_a, n, (n, config.rank)), kaiming_uniform(key_b, config.rank, (config.rank, m))
-        )
+        a, b = kaiming_uniform(key_a, n, (n, config.rank)), kaiming_uniform(key_b, config.rank, (config.rank, m))
+        return SharedPair(math.sqrt(6) * a, math.sqrt(6) * b)
 
     @classmethod
     def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..adapters.fixed import split_fixed
+from ..adapters.fixed import check_fixed, fixed_arrays, split_fixed
 from ..checkpoint import read_npz, write_npz
 from ..errors import CheckpointError, ConfigurationError, ModelError, TaskSamplingError
 from ..intervals import mean_ci95
@@ -360,7 +360,7 @@ class MetaLearner(Algorithm):
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint (`.npz`, no pickle, replaced atomically)."""
-        write_npz(Path(path), self.state(), {"learner": self.describe()})
+        write_npz(Path(path), {**self.state(), **fixed_arrays(self._model)}, {"learner": self.describe()})
 
     def load(self, path: str | Path) -> None:
         """Take over a checkpoint of the same algorithm and options, model and optimiser.
@@ -380,6 +380,7 @@ class MetaLearner(Algorithm):
         about = header.get("learner", {})
         if about.get("algorithm") != self.algorithm:
             raise CheckpointError(f"{path} was made by {about.get('algorithm')!r}, not by {self.algorithm!r}")
+        check_fixed(self._model, arrays, path)
         self.load_state(arrays)
         # So that a resumed run cuts its stacks as the first one did.
         self._task_bytes.update(about.get("task_bytes", {}))
@@ -412,9 +413,6 @@ def _cycle(episodes: list, size: int, num_iterations: int | None) -> Iterator[li
     if not episodes:
         raise TaskSamplingError("no episodes were given; meta-training needs at least one")
     count = -(-len(episodes) // size) if num_iterations is None else num_iterations
-    if num_iterations is None:
-        source: Iterator = iter(episodes)
-    else:
-        source = itertools.cycle(episodes)
+    source: Iterator = iter(episodes) if num_iterations is None else itertools.cycle(episodes)
     for _ in range(count):
         yield as_stacks(list(itertools.islice(source, size)))

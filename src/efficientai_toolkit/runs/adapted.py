@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..adapters.fixed import fixed_arrays
 from ..checkpoint import read_npz, write_npz
 from ..config import MetaLearningConfig
 from ..errors import CheckpointError, DataError, DataNotFoundError, ModelError
@@ -24,7 +25,7 @@ from ..learners.learner import apply_fast
 from ..nn.functional import trainable, update
 from ..nn.statistics import by_module, by_path, given, recorded
 from ..nn.trees import check_fit, flatten
-from .base_model import check_base, describe_base, fixed_arrays, move_base, placing, take_fixed
+from .base_model import check_base, describe_base, move_base, placing, take_fixed
 from .build import checkpoint_file
 from .loaded import Inputs, Loaded, load_learner, structure, widen_head
 
@@ -192,7 +193,7 @@ class AdaptedTask:
         check_base(about["base"], config, learner.model, folder)
         statistics = {name: array for name, array in arrays.items() if name.startswith(_STATISTICS)}
         arrays = {name: array for name, array in arrays.items() if name not in statistics}
-        fast = _nested(take_fixed(learner.model, arrays, config, folder))
+        fast = _nested(take_fixed(learner.model, arrays, folder))
         own = trainable(learner.model)
         weights = fast if learner.learner.predict is apply_fast else fast.get("model", {})
         resized = [name for name in weights if name in own and weights[name].shape[1:] == own[name].shape[1:]]

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..adapters.attach import flat_parameters
-from ..adapters.fixed import fixed_arrays, split_fixed
+from ..adapters.fixed import check_fixed, split_fixed
 from ..adapters.select import SHARED
 from ..checkpoint import read_npz
 from ..errors import AdapterError, CheckpointError, ConfigurationError
@@ -86,24 +86,12 @@ def move_base(config: MetaLearningConfig, source: str | None) -> None:
     config.model.source = source
 
 
-def take_fixed(
-    model: Any, arrays: Mapping[str, mx.array], config: MetaLearningConfig, path: str | Path
-) -> dict[str, mx.array]:
+def take_fixed(model: Any, arrays: Mapping[str, mx.array], path: str | Path) -> dict[str, mx.array]:
     """Put a file's fixed arrays into `model`; the others are returned."""
-    check_fixed(model, arrays, config, path)
+    check_fixed(model, arrays, path)
     fixed, others = split_fixed(model, arrays)
     update(model, fixed)
     return others
-
-
-def check_fixed(model: Any, arrays: Mapping[str, mx.array], config: MetaLearningConfig, path: str | Path) -> None:
-    """Refuse a file from before there were fixed arrays, when all adapters were drawn from key 0, for another seed."""
-    own = fixed_arrays(model)
-    if own and config.seed != 0 and not own.keys() & arrays.keys():
-        raise CheckpointError(
-            f"{path} lacks the fixed arrays of its adapter, which seed {config.seed} does not draw as an earlier "
-            "release did; train again"
-        )
 
 
 def load_checkpoint(learner: MetaLearner, config: MetaLearningConfig, path: str | Path) -> None:
@@ -114,7 +102,6 @@ def load_checkpoint(learner: MetaLearner, config: MetaLearningConfig, path: str 
     """
     arrays, header = read_npz(path)
     check_base(header.get("base"), config, learner.model, path)
-    check_fixed(learner.model, arrays, config, path)
     learner.take_over(path, arrays, header)
 
 

@@ -26,6 +26,7 @@ import mlx.nn as nn
 from ..adapters import ADAPTERS, AdapterConfig
 from ..adapters.attach import flat_parameters
 from ..adapters.attached import adapters_of
+from ..adapters.fixed import fixed_arrays
 from ..adapters.formats import CONFIG, HEAD, fuse_folder, read_config, save_arrays
 from ..adapters.formats_mlx import export_mlx_lm, import_mlx_lm
 from ..adapters.formats_peft import export_peft, import_peft
@@ -36,7 +37,7 @@ from ..errors import AdapterError, ConfigurationError, DataError, OutputError, d
 from ..files import read_json, write_json
 from ..pretrained import backbone_of, hub_name, resolve
 from .adapted import ABOUT, AdaptedTask
-from .base_model import describe_base, fixed_arrays
+from .base_model import describe_base
 from .build import build_learner, checkpoint_file
 from .loaded import load_learner
 

@@ -19,12 +19,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..adapters.fixed import fixed_arrays
 from ..checkpoint import read_header, read_npz, write_npz
 from ..config import MetaLearningConfig, Override
 from ..errors import CheckpointError, ConfigurationError, DivergenceError, OutputError
 from ..intervals import mean_ci95
 from ..logging import setup_logger
-from .base_model import describe_base, fixed_arrays, load_checkpoint
+from .base_model import describe_base, load_checkpoint
 from .build import Built, build
 from .experiment import ExperimentManager, open_run
 from .interrupt import interruptible
