@@ -49,7 +49,8 @@ def attach(
         `model`, or its slot where `model` itself is the adapted layer.
 
     Raises:
-        AdapterError: nothing matched, the name is taken, or there is no such head.
+        AdapterError: nothing matched, the name is taken, there is no such head, or it lies in or around one that
+            another adapter trains; or a part of the model has adapters of its own.
 
     >>> model = attach(MLP(2, 5), LoRAConfig(rank=4), "linear")
     """
@@ -58,6 +59,7 @@ def attach(
         raise AdapterError(f"adapter name {name!r} must be an identifier: it becomes part of parameter paths")
     if attached and name in attached.configs:
         raise AdapterError(f"this model already has an adapter named {name!r}; detach it or choose another name")
+    _refuse_inner(model, attached)
     head = head_path(model, train_head)
     nodes = select(model, config, target_modules, exclude=head)
     bases = [node.module for node in nodes]
@@ -111,18 +113,20 @@ def activate(model: M, names: str | Mapping[str, float] | None) -> M:
                     f"adapter {name!r} lengthens the sequence, so its output cannot be weighted; activate it alone"
                 )
     model.freeze()
-    for slot in slots(model).values():
-        slot.active = tuple((n, w) for n, w in weights.items() if n in slot.adapters)
-        for name, _ in slot.active:
-            slot.adapters[name].thaw()
-    for name, shared in model.get(SHARED, {}).items():
-        if name in weights:
-            thaw(shared)
     for path in attached.kept:
         acting = {name: weight for name, weight in weights.items() if attached.heads.get(name) == path}
         hold(model, attached, path, acting)
         if list(acting.values()) == [1.0]:
             module_at(model, path).unfreeze()
+    for slot in slots(model).values():
+        slot.active = tuple((n, w) for n, w in weights.items() if n in slot.adapters)
+        for name, adapter in slot.adapters.items():
+            adapter.freeze()  # a trained head around it thawed it
+            if name in weights:
+                adapter.thaw()
+    for name, shared in model.get(SHARED, {}).items():
+        if name in weights:
+            thaw(shared)
     return model
 
 
@@ -216,9 +220,18 @@ def slots(model: nn.Module) -> dict[str, Adapted]:
     return found
 
 
-def count_parameters(model: nn.Module, config: AdapterConfig, target_modules: str | Sequence[str] | None = None) -> int:
-    """Trainable parameters that `attach` would add, by the method's formula, without attaching."""
-    nodes = select(model, config, target_modules)
+def count_parameters(
+    model: nn.Module,
+    config: AdapterConfig,
+    target_modules: str | Sequence[str] | None = None,
+    *,
+    train_head: bool | str = False,
+) -> int:
+    """Trainable parameters of the adapter that `attach` would add, by the method's formula, without attaching.
+
+    Those of a head that is trained besides are not counted, and it gets no adapter.
+    """
+    nodes = select(model, config, target_modules, exclude=head_path(model, train_head))
     adapter, bases = config.adapter, [node.module for node in nodes]
     own = sum(adapter.num_parameters(node.module, config, node.path) for node in nodes)
     return own + adapter.num_shared(bases, config)
@@ -268,6 +281,18 @@ def load_adapter_state(model: M, arrays: Mapping[str, mx.array], name: str = "de
     return model
 
 
+def _refuse_inner(model: nn.Module, attached: Attached | None) -> None:
+    """Refuse a model of which a part has adapters that its record does not know."""
+    known = attached.configs if attached else {}
+    inner = {node.path for node in walk(model) if node.container is not None and adapters_of(node.module)}
+    inner |= {path for path, slot in slots(model).items() if not slot.adapters.keys() <= known.keys()}
+    if inner:
+        raise AdapterError(
+            f"{min(inner)!r} has adapters that were attached to a part of this model, or to a model it is a part of; "
+            "detach them there first"
+        )
+
+
 def _slot(model: nn.Module, node: Node) -> tuple[Adapted, Any]:
     """The slot around `node`'s module, made where there is none; and the model, which may be that slot."""
     if node.container is None:
@@ -287,7 +312,10 @@ def _slot(model: nn.Module, node: Node) -> tuple[Adapted, Any]:
 def _tidy(model: M, attached: Attached) -> M:
     if attached.configs:
         act = {n: w for slot in slots(model).values() for n, w in slot.active}
-        return activate(model, act or None)
+        model = activate(model, act or None)
+        for path in [path for path in attached.kept if path not in attached.heads.values()]:
+            del attached.kept[path], attached.held[path]
+        return model
     for node in list(walk(model)):
         if node.container is not None and isinstance(node.container[node.name], Adapted):
             node.container[node.name] = node.module

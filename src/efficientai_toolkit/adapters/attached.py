@@ -51,6 +51,12 @@ def head_path(model: nn.Module, train_head: bool | str) -> str | None:
         raise AdapterError(
             f"train_head: {path!r} is quantised and cannot be trained; give it a dense layer, or an adapter"
         )
+    attached = adapters_of(model)
+    for other in attached.kept if attached else ():
+        if path.startswith(f"{other}.") or other.startswith(f"{path}."):
+            raise AdapterError(
+                f"train_head: {path!r} and {other!r}, which another adapter trains, lie one in the other"
+            )
     return path
 
 

@@ -38,7 +38,7 @@ class ModelAdapter(Generic[M]):
             raise AdapterError(unknown_setting(type(self), next(iter(unknown))))
         self.model, self.config, self.target_modules, self.name = model, config, target_modules, name
         self._options: dict[str, Any] = {"name": name, "key": key, "train_head": train_head}
-        self.num_parameters = count_parameters(model, config, target_modules)
+        self.num_parameters = count_parameters(model, config, target_modules, train_head=train_head)
 
     def add_adapter(self) -> M:
         """Attach; the adapter's arrays are then all that is trainable."""

@@ -37,7 +37,8 @@ def adapters(
         row: dict = {"method": name, "parameters": None, "bytes": None, "note": ""}
         try:
             config = adapter_config(name)
-            row["parameters"] = count_parameters(base, config, target_modules)
+            # As `finetune` attaches it, which trains our head besides.
+            row["parameters"] = count_parameters(base, config, target_modules, train_head=True)
             row["bytes"] = 4 * _ADAM * row["parameters"]
             row["learning_rate"] = config.learning_rate
         except AdapterError as error:
