@@ -18,7 +18,7 @@ from ..errors import AdapterError, did_you_mean
 from ..nn.functional import Parameters
 from ..nn.functional import update as update_parameters
 from .attached import Attached, adapters_of, arrays_of, head_path, head_state, hold, module_at, require, write_head
-from .base import Adapted, AdapterConfig, Owner, Site, thaw
+from .base import Adapted, AdapterConfig, Owner, Site, copy_of, linear_from, thaw
 from .quantized import dequantized, make_stackable
 from .select import SHARED, Node, select, walk
 
@@ -192,21 +192,32 @@ def merge(model: M, *, dequantize: bool = False) -> M:
 
 
 def requantized(fused: nn.Module, base: Any) -> nn.Module:
-    """`fused` quantised as `base` is, where `base` is quantised and the two differ."""
+    """`fused` quantised as `base` is, where `base` is quantised; a weight that is the base's keeps its codes."""
     if not isinstance(base, nn.QuantizedLinear) or fused is base:
         return fused
-    return nn.QuantizedLinear.from_linear(fused, base.group_size, base.bits, base.mode)
+    weight: Any = fused.weight
+    if not mx.array_equal(weight, dequantized(base)):
+        return nn.QuantizedLinear.from_linear(fused, base.group_size, base.bits, base.mode)
+    out = copy_of(base)
+    if "bias" in fused:
+        out.bias = fused.bias
+    return out
 
 
 def quantization_loss(model: nn.Module) -> dict[str, float]:
-    """path → share of each active delta that `merge` would lose to quantising again, |Q(W+Δ) − (W+Δ)| / |Δ|."""
+    """path → share of each active delta that `merge` would lose to quantising again, |Q(W+Δ) − (W+Δ)| / |Δ|.
+
+    Layers whose weight stays as it is are left out.
+    """
     losses = {}
     for path, slot in slots(model).items():
         if isinstance(slot.base, nn.QuantizedLinear) and slot.active:
-            fused: Any = slot.fuse()
-            delta = mx.linalg.norm(fused.weight - dequantized(slot.base))
-            error = mx.linalg.norm(dequantized(requantized(fused, slot.base)) - fused.weight)
-            losses[path] = (error / mx.maximum(delta, 1e-12)).item()
+            wide = copy_of(slot)  # in float32: half precision rounds a small delta away
+            wide.base = linear_from(dequantized(slot.base).astype(mx.float32), slot.base.get("bias"))
+            exact = wide.fuse().weight
+            if delta := mx.linalg.norm(exact - wide.base.weight).item():
+                merged = dequantized(requantized(slot.fuse(), slot.base)).astype(mx.float32)
+                losses[path] = mx.linalg.norm(merged - exact).item() / delta
     return losses
 
 
