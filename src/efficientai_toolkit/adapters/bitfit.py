@@ -8,8 +8,16 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..nn.layers import Conv2d, EpisodicBatchNorm
 from ..settings import Positive
 from .base import Adapter, AdapterConfig, Site, copy_of
+
+# They add their bias last. A recurrent layer's is inside its recurrence, where a sum behind the layer does not reach.
+_ADD_IT_LAST = (
+    *(nn.Linear, nn.QuantizedLinear, Conv2d, EpisodicBatchNorm),
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.BatchNorm),
+)
 
 
 class BitFit(Adapter):
@@ -19,7 +27,7 @@ class BitFit(Adapter):
     combined like any other adapter. Parameters: the bias's.
     """
 
-    wants: ClassVar[str] = "a layer with a bias"
+    wants: ClassVar[str] = "a dense layer, a convolution or a norm with a bias"
 
     def __init__(self, bias: mx.array):
         super().__init__()
@@ -27,7 +35,7 @@ class BitFit(Adapter):
 
     @classmethod
     def fits(cls, base: Any) -> bool:
-        return isinstance(base.get("bias"), mx.array)
+        return isinstance(base, _ADD_IT_LAST) and isinstance(base.get("bias"), mx.array)
 
     @classmethod
     def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
