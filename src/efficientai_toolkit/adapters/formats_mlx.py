@@ -14,6 +14,7 @@ from ..errors import AdapterError, did_you_mean
 from ..settings import Count, Positive, Share
 from .adalora import AdaLoRAConfig
 from .attach import attach, detach, slots
+from .base import AdapterConfig
 from .dora import DoRAConfig
 from .formats import CONFIG, cast, checked, faults_sentence, named_config, read_arrays, read_config, write_folder
 from .lora import LoRAConfig
@@ -34,8 +35,8 @@ def export_mlx_lm(model: nn.Module, folder: str | Path, *, name: str = "default"
         AdapterError: mlx-lm knows low-rank adapters only.
     """
     config = named_config(model, name)
-    if not isinstance(config, LoRAConfig):
-        raise AdapterError(f"mlx-lm has no counterpart of {type(config).__name__}; it has LoRA and DoRA")
+    check_method(type(config))
+    assert isinstance(config, LoRAConfig)
     arrays = _arrays(model, name)
     paths = list(dict.fromkeys(key.rsplit(".", 1)[0] for key in arrays))
     num_layers, keys = _layers_and_keys(model, paths)
@@ -51,6 +52,12 @@ def export_mlx_lm(model: nn.Module, folder: str | Path, *, name: str = "default"
         },
     }
     return write_folder(model, name, Path(folder), FILE, arrays, about, {"format": "mlx"})
+
+
+def check_method(config: type[AdapterConfig]) -> None:
+    """Raise an `AdapterError` where mlx-lm has no counterpart of a method, given by the class of its configuration."""
+    if not issubclass(config, LoRAConfig):
+        raise AdapterError(f"mlx-lm has no counterpart of {config.__name__}; it has LoRA and DoRA")
 
 
 def import_mlx_lm(model: nn.Module, folder: str | Path, *, name: str = "default") -> nn.Module:

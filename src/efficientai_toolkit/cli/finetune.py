@@ -197,7 +197,8 @@ def _completions(data: str, output: Path, settings: dict[str, Any], json: bool) 
     """Next-token training; the folder is mlx-lm's own."""
     import shlex
 
-    from ..adapters.formats_mlx import export_mlx_lm
+    from ..adapters import adapter_class
+    from ..adapters.formats_mlx import check_method, export_mlx_lm
     from ..recipes.language import finetune_completions
     from ..runs.interrupt import interruptible
     from ..tasks.completions import read_completions
@@ -205,6 +206,8 @@ def _completions(data: str, output: Path, settings: dict[str, Any], json: bool) 
     def told(row: dict[str, Any]) -> None:
         _say(f"epoch {row['epoch']}/{settings['epochs']}", row)
 
+    if settings["method"] is not None:
+        check_method(adapter_class(settings["method"]))  # before the training, whose result could not be written
     rows = read_completions(data)
     with interruptible() as interrupted:
         done = finetune_completions(rows, watch=told, stop=interrupted.is_set, **settings)
