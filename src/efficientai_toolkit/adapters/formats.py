@@ -21,17 +21,34 @@ from ..errors import AdapterError, DataNotFoundError, OutputError, did_you_mean
 from ..nn.functional import clone
 from ..settings import as_annotated
 from .attach import flat_parameters, merge, quantization_loss
-from .attached import adapters_of, head_state
+from .attached import adapters_of, arrays_of, head_state
 from .base import AdapterConfig
 
 CONFIG, HEAD = "adapter_config.json", "head.safetensors"
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "1_Pooling/*", "2_Normalize/*")
 
 
+# What paths begin with in mlx-lm and in Transformers, where a model type of theirs has other names there.
+_THERE = {
+    "gpt2": {"model.": "transformer."},
+    "gpt_neox": {"model.h.": "gpt_neox.layers.", "model.embed_out": "embed_out", "model.": "gpt_neox."},
+}
+
+
 def hf_name(model: nn.Module, path: str) -> str:
-    """The path in Transformers of the module at `path`; encoders say their own, mlx-lm's models have the same."""
+    """The path in Transformers of the module at `path`; encoders say their own, most of mlx-lm's have the same."""
     named: Callable[[str], str] | None = getattr(model, "hf_name", None)
-    return named(path) if named else path.removeprefix(getattr(model, "inner", ""))
+    if named:
+        return named(path)
+    path = path.removeprefix(getattr(model, "inner", ""))
+    starts = _THERE.get(model_type(model), {})
+    return next((there + path.removeprefix(start) for start, there in starts.items() if path.startswith(start)), path)
+
+
+def model_type(model: nn.Module) -> str:
+    """What mlx-lm and Transformers call the architecture of a language model; empty where it is none."""
+    inner = getattr(model, "inner", "").rstrip(".")
+    return getattr(getattr(model, inner) if inner else model, "model_type", "")
 
 
 def named_config(model: nn.Module, name: str) -> AdapterConfig:
@@ -148,6 +165,9 @@ def fuse_folder(
 
     Returns:
         path → share of the adapter's change that is lost to quantising again; empty where nothing is.
+
+    Raises:
+        AdapterError: an adapter has no merge, or one that needs arrays that this architecture has no place for.
     """
     source, folder = Path(source), Path(folder)
     if not (source / "config.json").is_file():
@@ -156,12 +176,21 @@ def fuse_folder(
         raise OutputError(f"{folder} is the base model's own folder; fuse into another")
     lost = {} if dequantize else quantization_loss(model)
     fused = merge(clone(model), dequantize=dequantize)
-    weights = {hf_name(fused, path): array for path, array in flat_parameters(fused).items()}
-    if inner := getattr(model, "inner", ""):  # a head of ours is no part of a language model
-        weights = {hf_name(fused, path): a for path, a in flat_parameters(fused).items() if path.startswith(inner)}
-    encoder = hasattr(fused, "hf_name")
+    encoder, inner = hasattr(fused, "hf_name"), getattr(model, "inner", "")
+    arrays = {  # but for a head of ours
+        path: array
+        for path, array in flat_parameters(fused).items()
+        if path.startswith(inner) and not (encoder and path.startswith("head."))
+    }
+    if strange := sorted(arrays.keys() - arrays_of(model).keys()):
+        raise AdapterError(
+            f"this architecture has no place for what folding the adapter in adds: {', '.join(strange[:3])}"
+            f"{', …' if len(strange) > 3 else ''}; keep the adapter beside the model, or adapt layers that have it"
+        )
     if encoder:
-        weights = _over(source, {k: a for k, a in weights.items() if not k.startswith("head.")})
+        weights = _over(source, {hf_name(fused, path): array for path, array in arrays.items()})
+    else:
+        weights = {path.removeprefix(inner): array for path, array in arrays.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for pattern in _COPIED:

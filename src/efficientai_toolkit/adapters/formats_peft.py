@@ -15,7 +15,7 @@ from ..errors import AdapterError, did_you_mean
 from .adalora import AdaLoRAConfig
 from .attach import attach, detach, slots
 from .attached import write_head
-from .formats import cast, faults_sentence, hf_name, named_config, read_arrays, read_config, write_folder
+from .formats import cast, faults_sentence, hf_name, model_type, named_config, read_arrays, read_config, write_folder
 from .ia3 import IA3Config
 from .peft_methods import (
     BY_PEFT_TYPE,
@@ -28,10 +28,12 @@ from .peft_methods import (
     prompt_options,
 )
 from .prompt_tuning import Prompt
+from .quantized import is_linear
 from .select import walk
 
 FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_PAIR = {"base_model.vera_A", "base_model.vera_B"}
 _CLASSIFIERS = ("classifier", "score")  # what PEFT saves beside an adapter of the task SEQ_CLS
 
 
@@ -53,7 +55,8 @@ def export_peft(
             FEATURE_EXTRACTION.
 
     Raises:
-        AdapterError: PEFT has no such method (bottlenecks, Compacter, BitFit, linear adapters).
+        AdapterError: PEFT has no such method (bottlenecks, Compacter, BitFit, linear adapters), or not in some layers
+            only (prefixes).
     """
     config = named_config(model, name)
     kind = WRITTEN_AS.get(type(config), type(config))
@@ -75,12 +78,18 @@ def export_peft(
     }
     if method.peft_type in LEARNS_A_PROMPT:
         about |= prompt_options(model, config)
+        if method.peft_type == "PREFIX_TUNING" and about["num_layers"] != len(placed):
+            raise AdapterError(
+                f"PEFT has prefixes in all layers, and {name!r} has them in {len(placed)} of {about['num_layers']}"
+            )
     else:
         about["target_modules"] = [hf_name(model, path) for path in placed]
         if method.peft_type == "IA3":
             about["feedforward_modules"] = [
                 hf_name(model, path) for path, slot in placed.items() if slot.adapters[name].scales_input
             ]
+        if model_type(model) == "gpt2":  # whose layers there are Conv1D
+            about["fan_in_fan_out"] = True
     return write_folder(model, name, Path(folder), FILE, _arrays(model, name, method), about, {"format": "pt"})
 
 
@@ -111,6 +120,12 @@ def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default", 
     check_options(data, folder)
     method = BY_PEFT_TYPE[kind]
     arrays = {_plain(model, key): array for key, array in read_arrays(folder / FILE).items()}
+    _take_out_the_base_s(model, arrays, folder)
+    if kind == "VERA" and not arrays.keys() >= _PAIR:
+        raise AdapterError(
+            f"{folder} lacks VeRA's shared A and B, which PEFT can draw again and others cannot: save it there with "
+            "save_projection=True"
+        )
     classifier = _classifier(arrays, data.get("modules_to_save", ()), folder)
     classifier = _as_head(model, classifier, folder) if head else {}
     try:
@@ -122,7 +137,7 @@ def import_peft(model: nn.Module, folder: str | Path, *, name: str = "default", 
     targets = None if kind in (*LEARNS_A_PROMPT, "P_TUNING") else _targets(model, arrays, method, folder)
     if targets and kind == "IA3":  # a row scales the input, a column the output
         rows = [a.shape[0] == 1 for key, a in arrays.items() if key.endswith(".ia3_l")]
-        config = IA3Config(feedforward=tuple(path for path, row in zip(targets, rows, strict=True) if row))
+        config = IA3Config(feedforward=tuple(f".{path}" for path, row in zip(targets, rows, strict=True) if row))
     if isinstance(config, AdaLoRAConfig):
         arrays = _filled_up(arrays, config.rank)
     model = attach(model, config, targets, name=name, train_head=bool(classifier))
@@ -141,6 +156,25 @@ def _plain(model: nn.Module, key: str) -> str:
     if not hasattr(model, "hf_name") or not key.startswith(_PREFIX):
         return key
     return _PREFIX + plain_name(key.removeprefix(_PREFIX))
+
+
+def _take_out_the_base_s(model: nn.Module, arrays: dict[str, mx.array], folder: Path) -> None:
+    """Leave out of `arrays` the base's own, which PEFT saves with an adapted output layer.
+
+    Raises:
+        AdapterError: they are not those of this base; one that is quantised may have come from them.
+    """
+    ours = {hf_name(model, node.path): node.module for node in walk(model)}
+    for key in [key for key in arrays if ".base_layer." in key]:
+        path, _, leaf = key.removeprefix(_PREFIX).partition(".base_layer.")
+        base: Any = ours.get(path)
+        if not is_linear(base) or leaf not in base:
+            continue  # it has no place here, which is said of it
+        own, given = base[leaf], arrays.pop(key)
+        if isinstance(base, nn.QuantizedLinear):
+            continue
+        if own.shape != given.shape or not mx.array_equal(own, given.astype(own.dtype)):
+            raise AdapterError(f"{folder}: {key} is not this base's: the layer was changed beside the adapter")
 
 
 def _classifier(arrays: dict[str, mx.array], saved: Sequence[str], folder: Path) -> dict[str, mx.array]:

@@ -50,7 +50,7 @@ class IA3(Adapter):
 def scales_input(path: str, config: Any) -> bool:
     """Whether the input of the layer at `path` is scaled, not its output."""
     names = NAMES["feedforward_out"] if config.feedforward is None else config.feedforward
-    return any(named(path, name) for name in names)
+    return any(named(f".{path}", name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class IA3Config(AdapterConfig):
     """Default rate: T-Few's 3e-3 (section 3.3 of the paper, there with Adafactor). Keys, values, feed-forward.
 
     Args:
-        feedforward: names or paths of the layers whose input is scaled; `None` knows the usual ones.
+        feedforward: names or paths of the layers whose input is scaled, or the ends of such; with a dot before it
+            (".fc", which is not "block.fc") a whole path. `None` knows the usual ones.
     """
 
     feedforward: tuple[str, ...] | None = None

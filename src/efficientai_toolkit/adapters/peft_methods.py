@@ -34,7 +34,6 @@ TYPES = {
 # Options that change the mathematics and have no counterpart here: they must be absent or have this value.
 _MUST_BE = {
     "bias": ("none", None),
-    "fan_in_fan_out": (False, None),
     "lora_bias": (False, None),
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
@@ -91,7 +90,8 @@ def _adalora_options(config: AdaLoRAConfig) -> dict[str, Any]:
         "beta1": config.beta1,
         "beta2": config.beta2,
         "orth_reg_weight": config.orthogonality,
-        "total_step": config.total_steps,
+        # PEFT wants a step at least between the two, and reads the schedule for further training only.
+        "total_step": max(config.total_steps, config.warmup + config.cooldown + 1),
     }
 
 
@@ -180,7 +180,9 @@ def check_options(data: Mapping[str, Any], folder: Path) -> None:
 
 def prompt_options(model: nn.Module, config: Any) -> dict[str, Any]:
     """What PEFT wants to know of the base for a prompt or prefix."""
-    attentions: Sequence[Any] = [node.module for node in walk(model) if is_attention(node.module)]
+    inner = getattr(model, "inner", "")
+    nodes = [node for node in walk(model) if node.path.startswith(inner)]
+    attentions: Sequence[Any] = [node.module for node in nodes if is_attention(node.module)]
     if not attentions:
         raise AdapterError("PEFT's prompt methods need a model with attention layers")
     width, head_names = out_features(projection(attentions[0], "key")), ("n_kv_heads", "num_heads", "n_heads")
