@@ -6,7 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from efficientai_toolkit.backbones.bert import Encoder, EncoderConfig
+from efficientai_toolkit.backbones.conv4 import Conv4, StridedConv4
 from efficientai_toolkit.backbones.mlp import MLP
+from efficientai_toolkit.backbones.resnet12 import ResNet12
 
 
 class Attention(nn.Module):
@@ -100,4 +102,21 @@ def encoder() -> tuple[nn.Module, mx.array]:
     return model, mx.where(mx.arange(7) < lengths[..., None], ids, 0)
 
 
-MODELS = {"mlp": mlp, "decoder": decoder, "quantized": quantized_decoder, "encoder": encoder}
+def images() -> mx.array:
+    return mx.random.normal((3, 4, 8, 8, 1), key=mx.random.key(2))
+
+
+def conv4() -> tuple[nn.Module, mx.array]:
+    return Conv4((8, 8, 1), 4, hidden_dim=8, num_layers=2, key=mx.random.key(1)), images()
+
+
+def strided_conv4() -> tuple[nn.Module, mx.array]:
+    return StridedConv4((8, 8, 1), 4, hidden_dim=8, num_layers=2, key=mx.random.key(1)), images()
+
+
+def resnet12() -> tuple[nn.Module, mx.array]:
+    return ResNet12((8, 8, 1), 4, (4, 8), key=mx.random.key(1)), images()
+
+
+CONVOLUTIONAL = {"conv4": conv4, "strided_conv4": strided_conv4, "resnet12": resnet12}
+MODELS = {"mlp": mlp, "decoder": decoder, "quantized": quantized_decoder, "encoder": encoder, **CONVOLUTIONAL}

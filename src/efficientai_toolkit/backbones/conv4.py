@@ -74,10 +74,11 @@ class ConvBlock(nn.Module):
         self.norm = EpisodicBatchNorm(out_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        norm = self.norm
-        if not by_batch(norm):
-            return max_pool2d(relu(norm(self.conv(x))))
-        return conv_norm_relu_pool(x, self.conv.weight, norm.weight, norm.bias, norm.eps)
+        conv, norm = self.conv, self.norm
+        # The fused operation reads their arrays, past an adapter or another layer in the place of one of them.
+        if type(conv) is not Conv2d or type(norm) is not EpisodicBatchNorm or not by_batch(norm):
+            return max_pool2d(relu(norm(conv(x))))
+        return conv_norm_relu_pool(x, conv.weight, norm.weight, norm.bias, norm.eps)
 
 
 class StridedConv4(Conv4):
