@@ -264,3 +264,53 @@ def test_what_cannot_be_cached_is_refused():
     model.embeddings.norm.bias = model.embeddings.norm.bias + 1
     with pytest.raises(ModelError, match="have changed"):
         prefix(x)
+
+
+def test_another_adapter_that_acts_below_is_refused(tmp_path):
+    model, x = adapted()
+    attach(model, adapter_config("lora", rank=2), "q_proj", name="everywhere")
+    activate(model, "default")
+    prefix = FrozenPrefix(model, tmp_path)
+    plain = prefix(x[0])
+    activate(model, "everywhere")
+    for ids in x[:2]:  # of which the first are in memory
+        with pytest.raises(ModelError, match="below all that acts"):
+            prefix(ids)
+    assert prefix.computed == 4
+    activate(model, None)
+    assert mx.array_equal(prefix(x[0]), plain)
+    model.layers[0].attention_norm.unfreeze()
+    with pytest.raises(ModelError, match="below all that acts"):
+        prefix(x[0])
+
+
+def test_states_are_of_the_layer_that_the_model_goes_on_from():
+    model, x = adapted()
+    first = FrozenPrefix(model)
+    activate(model, None)
+    assert FrozenPrefix(model).layers == model.resumes_at == 2
+    with pytest.raises(ModelError, match="make a new one"):
+        first(x[0])
+
+
+def test_every_change_of_a_frozen_weight_is_seen():
+    model, x = adapted()
+    prefix, layer = FrozenPrefix(model), model.layers[0].attention.q_proj
+    prefix(x[0])
+    for _ in range(6):  # a freed array's address is used again
+        layer.weight = layer.weight * 1.5
+        mx.eval(layer.weight)
+        with pytest.raises(ModelError, match="have changed"):
+            prefix(x[0])
+
+
+def test_another_precision_of_the_weights_has_a_folder_of_its_own(tmp_path):
+    models = [adapted() for _ in range(2)]
+    for model, _ in models:
+        model.set_dtype(mx.bfloat16)
+    (half, x), (whole, _) = models
+    whole.set_dtype(mx.float32)  # the same values
+    FrozenPrefix(half, tmp_path)(x)
+    prefix = FrozenPrefix(whole, tmp_path)
+    assert mx.abs(whole(prefix(x)[0]) - whole(x[0])).max().item() < 1e-5
+    assert prefix.computed == 12

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import re
+import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from .language_model import LanguageModel
 
 Cacheable = (Encoder, LanguageModel)
 _KEEP = 0.75  # of the disk's share, once it is full
+_FORMAT = 2  # of the hidden states on disk: another one where a model of this toolkit computes others than before
 
 
 def frozen_layers(model: Encoder | LanguageModel) -> int:
@@ -34,6 +36,12 @@ def frozen_layers(model: Encoder | LanguageModel) -> int:
     Of a language model at most all but the last; 0 where going on from the middle is not exact for it, or where
     something is trained that is in no block (a final norm, say).
     """
+    lowest = _untouched(model)
+    return 0 if isinstance(model, LanguageModel) and lowest and not model.can_resume(lowest) else lowest
+
+
+def _untouched(model: Encoder | LanguageModel) -> int:
+    """`frozen_layers`, if going on from the middle is exact."""
     causal = isinstance(model, LanguageModel)
     stack = f"lm.{model.body_path}.{model.stack}".replace("..", ".") if causal else "layers"
     lowest = len(model.layers) - causal
@@ -46,7 +54,7 @@ def frozen_layers(model: Encoder | LanguageModel) -> int:
             lowest = min(lowest, int(layer[1]))
         elif path.startswith("lm." if causal else "embeddings") and not (causal and model.is_output(path)):
             return 0
-    return 0 if causal and lowest and not model.can_resume(lowest) else lowest
+    return lowest
 
 
 class FrozenPrefix:
@@ -54,7 +62,8 @@ class FrozenPrefix:
 
     Made for a model whose adapters sit in its upper layers: the model then takes the result in place of the ids, with
     the same losses, and every inner step costs the upper layers only. Keys are an example's tokens without pads;
-    hidden states of pads come back as zeros, which the mask keeps out.
+    hidden states of pads come back as zeros, which the mask keeps out. Where frozen weights are replaced, or something
+    acts further down, it is an error; a weight that is written in place (`weight[0] = 1`, `weight += 1`) is not seen.
 
     Args:
         model: an adapted encoder or language model; `model.resumes_at` is set.
@@ -66,7 +75,8 @@ class FrozenPrefix:
             writes there, and again whenever it has written an eighth of that: a little more may lie there meanwhile.
 
     Raises:
-        ModelError: the first layer or the embeddings are trained: nothing is frozen below.
+        ModelError: the first layer or the embeddings are trained: nothing is frozen below. When called: the model is no
+            longer as it was.
 
     >>> prefix = FrozenPrefix(model)
     >>> episodes = prefix.episodes(tasks.sample_batch(4))
@@ -90,14 +100,13 @@ class FrozenPrefix:
         self.computed = 0
         self._rows: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._bytes = 0
-        self._weights = self._frozen()
+        self._weights = dict(self._below())  # kept alive, so that no new array has the identity of an old one
         self._root = None if folder is None else Path(folder)
         self._folder = None if folder is None else Path(folder) / self._fingerprint()
         self._writable = True
 
     def __call__(self, ids: mx.array) -> mx.array:
-        if self._frozen() != self._weights:
-            raise ModelError("the frozen weights have changed since this prefix was made; make a new one")
+        self._check()
         tokens = np.array(ids)
         shape, rows = tokens.shape, tokens.reshape(-1, tokens.shape[-1])
         pad = self.model.config.pad_id
@@ -189,9 +198,16 @@ class FrozenPrefix:
             written = 0
         _written[str(self._root)] = written
 
-    def _frozen(self) -> dict[str, int]:
-        """The identity of every frozen array below; MLX never changes an array in place."""
-        return {path: id(array) for path, array in self._below()}
+    def _check(self) -> None:
+        """Refuse to answer for a model that is not as it was."""
+        if _untouched(self.model) < self.layers or self.model.resumes_at != self.layers:
+            raise ModelError(
+                f"the model's first {self.layers} layers were below all that acts or is trained when this prefix was "
+                "made, and it is not so now; make a new one, or activate what was active"
+            )
+        now = dict(self._below())
+        if now.keys() != self._weights.keys() or any(now[path] is not own for path, own in self._weights.items()):
+            raise ModelError("the frozen weights have changed since this prefix was made; make a new one")
 
     def _below(self) -> list[tuple[str, mx.array]]:
         if isinstance(self.model, LanguageModel):
@@ -205,15 +221,17 @@ class FrozenPrefix:
         return flat
 
     def _fingerprint(self) -> str:
-        """Names the frozen weights, the configuration, the number of layers and a GPU."""
-        described = (self.model.config, self.layers)
+        """Names the frozen weights, the configuration, the number of layers, a foreign model's release and a GPU."""
+        described = (_FORMAT, self.model.config, self.layers)
         if isinstance(self.model, LanguageModel):
-            described = (*described, type(self.model.lm).__module__, getattr(self.model.lm, "args", None))
+            module = type(self.model.lm).__module__
+            release = getattr(sys.modules.get(module.partition(".")[0]), "__version__", None)
+            described = (*described, module, release, getattr(self.model.lm, "args", None))
         if mx.default_device() == mx.gpu:  # whose products are rounded otherwise
             described = (*described, gpu_kind(), os.environ.get("MLX_ENABLE_TF32", "1"))
         digest = hashlib.sha256(repr(described).encode())
         for path, array in self._below():
-            digest.update(path.encode() + repr(array.shape).encode())
+            digest.update(f"{path}{array.shape}{array.dtype}".encode())
             packed = mx.issubdtype(array.dtype, mx.integer)  # quantised: float32 would not hold all bits
             digest.update(np.array(array if packed else array.astype(mx.float32)).tobytes())
         return digest.hexdigest()[:32]
