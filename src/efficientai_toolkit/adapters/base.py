@@ -86,7 +86,7 @@ class Adapter(nn.Module):
 
     frozen: ClassVar[tuple[str, ...]] = ()
     wants: ClassVar[str] = "a linear layer"
-    combines: ClassVar[bool] = True  # False where it changes the sequence length, so that outputs cannot be added
+    combines: ClassVar[bool] = True  # False where it lengthens the sequence or its keys, which no weight can halve
 
     @classmethod
     def fits(cls, base: Any) -> bool:
@@ -155,8 +155,10 @@ class Adapted(nn.Module):
         if len(acting) == 1 and acting[0][1] == 1:
             return acting[0][0](self.base, *args, **kwargs)
         out = plain = self.base(*args, **kwargs)
+        # What takes more than x may write to a cache, and does so once.
+        base = _Called(self.base, plain) if len(args) + len(kwargs) > 1 else self.base
         for adapter, weight in acting:
-            out = out + weight * (adapter(self.base, *args, **kwargs) - plain)
+            out = out + weight * (adapter(base, *args, **kwargs) - plain)
         return out
 
     @property
@@ -178,6 +180,19 @@ class Adapted(nn.Module):
             plain: Any = base.get(name, 0)
             out[name] = plain + sum(weight * (module.get(name, plain) - plain) for module, weight in fused)
         return out
+
+
+class _Called:
+    """A module in which only the output of one call is left to ask for."""
+
+    def __init__(self, module: Any, output: Any):
+        self._module, self._output = module, output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self._output
 
 
 def copy_of(module: nn.Module) -> Any:

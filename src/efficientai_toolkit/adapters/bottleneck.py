@@ -64,8 +64,8 @@ class Bottleneck(Adapter):
         z = self.up(ACTIVATIONS[self.activation](self.down(self.dropout(x))))
         return (self.scale * z).astype(x.dtype)
 
-    def __call__(self, base: Any, x: mx.array) -> mx.array:
-        h = base(x)
+    def __call__(self, base: Any, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        h = base(x, *args, **kwargs)
         return h + self.branch(h)
 
 
@@ -76,8 +76,8 @@ class ParallelBottleneck(Bottleneck):
     def widths(cls, base: Any) -> tuple[int, int]:
         return width_in(base), width_out(base)
 
-    def __call__(self, base: Any, x: mx.array) -> mx.array:
-        return base(x) + self.branch(x)
+    def __call__(self, base: Any, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        return base(x, *args, **kwargs) + self.branch(x)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class Prefix(Adapter):
     """
 
     wants: ClassVar[str] = "an attention module"
+    combines: ClassVar[bool] = False
 
     def __init__(self, keys: mx.array, values: mx.array):
         super().__init__()
