@@ -1,12 +1,13 @@
-"""Adapters on whole blocks: how wide these are, and what they are called with."""
+"""Adapters on whole blocks: how wide these are, what they are called with, and which modules a kind means."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers
 import pytest
 
-from adapter_models import decoder, encoder
+from adapter_models import conv4, decoder, encoder
 from efficientai_toolkit.adapters import activate, adapter_config, attach, count_parameters
 from efficientai_toolkit.adapters.attach import slots
 from efficientai_toolkit.adapters.widths import width_in, width_out
@@ -122,3 +123,49 @@ def test_prefixes_cannot_be_weighted(method, weights):
     activate(model, {"a": 1.0})
     alone = model(x)
     assert mx.array_equal(activate(model, "a")(x), alone).item()
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_a_prompt_is_float32_over_a_base_of_half_precision(dtype):
+    model, (x, *_) = encoder()
+    model.set_dtype(dtype)
+    attach(model, adapter_config("prompt", length=4))
+    assert {array.dtype for array in trainable(model).values()} == {mx.float32}
+    assert model(x).dtype == dtype
+    apply, params, optimizer = functional(model), trainable(model), mlx.optimizers.Adam(0.01)
+    for _ in range(5):
+        grads = mx.grad(lambda p: mx.mean(mx.square(apply(p, x).astype(mx.float32))))(params)
+        params = optimizer.apply_gradients(grads, params)
+    assert all(mx.isfinite(array).all().item() for array in params.values())
+
+
+@pytest.mark.parametrize("name", ["lm_head", "head", "embed_out"])
+def test_an_output_layer_is_not_one_of_the_linear_layers(name):
+    model = nn.Module()
+    model.first = nn.Linear(4, 4)
+    model[name] = nn.Linear(4, 9)
+    assert list(slots(attach(model, adapter_config("lora"), "linear"))) == ["first"]
+
+
+def test_episodic_batch_norms_are_norms():
+    model, _ = conv4()
+    attach(model, adapter_config("bitfit"), "norm")
+    assert list(slots(model)) == ["blocks.0.norm", "blocks.1.norm"]
+
+
+class Own(nn.Module):
+    """A norm of the user's own, whose class says nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = mx.ones((4,)), mx.zeros((4,))
+
+    def __call__(self, x):
+        return x * self.weight + self.bias
+
+
+@pytest.mark.parametrize(("first", "expected"), [(nn.Linear(4, 4), "layers.1.norm"), (nn.LayerNorm(4), "layers.0")])
+def test_a_kind_that_nothing_is_of_is_a_name(first, expected):
+    model = nn.Sequential(first, nn.Module())
+    model.layers[1].norm = Own()
+    assert list(slots(attach(model, adapter_config("bitfit"), ["norm"]))) == [expected]

@@ -40,7 +40,7 @@ class Prompt(Adapter):
     @classmethod
     def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
         tokens = mx.random.randint(0, min(_COMMON, base.weight.shape[0]), (config.length,), key=key)
-        return cls(base(tokens))
+        return cls(base(tokens).astype(mx.float32))
 
     @classmethod
     def num_parameters(cls, base: Any, config: Any, path: str = "") -> int:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mlx.nn as nn
 
 from ..errors import AdapterError, nearest
+from ..nn.layers import EpisodicBatchNorm
 from .base import Adapted, AdapterConfig
 from .quantized import is_linear
 
@@ -24,7 +25,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "word_embedding": ("word_embeddings", "embed_tokens", "wte", "tok_embeddings"),
 }
 SHARED = "adapter_shared"  # where, on the root, the shared parts of adapters live
-_OUTPUT_LAYERS = ("lm_head", "head")
+_OUTPUT_LAYERS = ("lm_head", "head", "embed_out")
 
 
 class Node(NamedTuple):
@@ -74,11 +75,12 @@ def _linear_by_name(kind: str) -> Callable[[Node], bool]:
     return lambda node: is_linear(node.module) and any(named(node.path, name) for name in NAMES[kind])
 
 
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm, nn.BatchNorm, EpisodicBatchNorm)
 KINDS: dict[str, Callable[[Node], bool]] = {
     # Every linear layer but a model's output layer, as PEFT's "all-linear".
     "linear": lambda node: is_linear(node.module) and node.path.split(".")[-1] not in _OUTPUT_LAYERS,
     "attention": lambda node: is_attention(node.module),
-    "norm": lambda node: isinstance(node.module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)),
+    "norm": lambda node: isinstance(node.module, _NORMS),
     "embedding": lambda node: isinstance(node.module, (nn.Embedding, nn.QuantizedEmbedding)),
     "bias": lambda node: "bias" in node.module,
     "feedforward": lambda node: not is_linear(node.module) and _by_name("feedforward")(node),
@@ -113,13 +115,10 @@ def select(
         if config.adapter.fits(node.module)
         and not (exclude and (node.path == exclude or node.path.startswith(f"{exclude}.")))
     ]
-    if target_modules is None:
-        alternatives = config.targets
-    else:
-        alternatives = ((target_modules,) if isinstance(target_modules, str) else tuple(target_modules),)
-    paths = {node.path for node in nodes}
+    given = (target_modules,) if isinstance(target_modules, str) else target_modules
+    alternatives = config.targets if given is None else (tuple(given),)
     for patterns in alternatives:
-        tests = [_test(pattern, paths) for pattern in patterns]
+        tests = [_test(pattern, nodes, given is not None) for pattern in patterns]
         if found := [node for node in nodes if any(test(node) for test in tests)]:
             return found
     raise AdapterError(_nothing_matched(config, alternatives, nodes))
@@ -134,10 +133,14 @@ def _check_targets(target_modules: object) -> None:
         )
 
 
-def _test(pattern: str, paths: set[str]) -> Callable[[Node], bool]:
-    if pattern in paths:  # a whole path means that module only, not others whose path ends so
+def _test(pattern: str, nodes: Sequence[Node], given: bool) -> Callable[[Node], bool]:
+    """What `pattern` means: a path, else a kind, else the end of paths; that, too, where a given kind has no module."""
+    if any(node.path == pattern for node in nodes):  # that module only, not others whose path ends so
         return lambda node: node.path == pattern
-    return KINDS.get(pattern) or (lambda node: named(node.path, pattern))
+    kind = KINDS.get(pattern)
+    if kind and (not given or any(kind(node) for node in nodes)):
+        return kind
+    return lambda node: named(node.path, pattern)
 
 
 def _nothing_matched(config: Any, alternatives: Sequence[Sequence[str]], nodes: Sequence[Node]) -> str:
