@@ -59,7 +59,7 @@ class LanguageModel(nn.Module):
     def __init__(self, lm: Any, pad_id: int, num_classes: int = 2, *, key: mx.array | None = None):
         super().__init__()
         self.lm, self.pad_id, self.resumes_at = lm, pad_id, 0
-        embeddings = [(path, m) for path, m in _leaves(lm) if isinstance(m, (nn.Embedding, nn.QuantizedEmbedding))]
+        embeddings = [(path, m) for path, m in _leaves(lm) if _is_embedding(m)]
         self.embedding_path, embedding = max(embeddings, key=lambda pair: len(pair[1].weight), default=("", None))
         self.body_path = self.embedding_path.rpartition(".")[0]
         stacks = [name for name, value in self._body.items() if _is_stack(value)]
@@ -108,6 +108,7 @@ class LanguageModel(nn.Module):
             hidden, tokens = self._resumed(x, self.resumes_at), x[..., -1] > 0
         else:
             hidden, tokens = self._hidden(x), x != self.pad_id
+        hidden = hidden[:, hidden.shape[1] - x.shape[1] :]  # behind a soft prompt
         places = mx.arange(tokens.shape[-1])
         last = mx.max(mx.where(tokens, places, 0), axis=-1)
         here = (places == last[:, None]).astype(mx.float32)
@@ -148,7 +149,7 @@ class LanguageModel(nn.Module):
 
     def is_output(self, path: str) -> bool:
         """Whether `path` lies in an output layer, on which no feature depends."""
-        return self.output_path != self.embedding_path and path.startswith(f"lm.{self.output_path}")
+        return self.output_path != self.embedding_path and f"{path}.".startswith(f"lm.{self.output_path}.")
 
     def _own_output(self) -> list[str]:
         """The name of the body's output layer, where the body has one (GPT-NeoX)."""
@@ -156,10 +157,21 @@ class LanguageModel(nn.Module):
         return [name] if parent == self.body_path and self.output_path != self.embedding_path else []
 
     def _hidden(self, ids: mx.array) -> Any:
-        """(N, L) → (N, L, d)"""
+        """(N, L) → (N, P + L, d), P the length of a soft prompt"""
+        self._check_prompt(ids)
         body = self._body
         with _swapped([(body, name, nn.Identity()) for name in self._own_output()]):
             return body(ids, cache=None)  # which some models want to be told
+
+    def _check_prompt(self, ids: mx.array) -> None:
+        """Refuse a soft prompt where the body looks up more than words: as many positions as there are ids, say."""
+        words = self.embedding_path.rpartition(".")[2]
+        others = [name for name, module in self._body.items() if _is_embedding(module) and name != words]
+        if others and self.embedding(ids).shape[1] > ids.shape[1]:
+            raise ModelError(
+                f"a soft prompt makes the input longer, and {type(self.lm).__module__} looks up its "
+                f"{' and '.join(others)} by the length of the text; choose an adapter of its layers, such as 'lora'"
+            )
 
     def _resumed(self, x: mx.array, layers: int) -> mx.array:
         """The blocks from `layers` on: (N, L, d + 1) → (N, L, d). The body itself runs them, so masks are as ever."""
@@ -173,7 +185,9 @@ class LanguageModel(nn.Module):
 
     def next_token_logits(self, ids: mx.array) -> mx.array:
         """ids (N, L) → logits of the token after each (N, L, V)."""
-        return self.lm(ids)
+        self._check_prompt(ids)
+        logits = self.lm(ids)
+        return logits[:, logits.shape[1] - ids.shape[1] :]
 
     def label_rows(self, words: Sequence[Sequence[int]]) -> mx.array:
         """(C, d) rows of the output embedding, of words of several tokens the mean.
@@ -245,6 +259,10 @@ def _leaves(module: nn.Module) -> list[tuple[str, Any]]:
 
 def _is_stack(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(block, nn.Module) for block in value)
+
+
+def _is_embedding(module: Any) -> bool:
+    return isinstance(module, (nn.Embedding, nn.QuantizedEmbedding))
 
 
 def _is_linear(module: Any) -> bool:
