@@ -21,8 +21,9 @@ def embedding_width(base: Any) -> int:
 class Prompt(Adapter):
     """ids (…, L) → [prompt; base(ids)] (…, P + L, d): the model sees P more tokens on the left.
 
-    The shipped encoders mask, place and pool accordingly; a language model's logits gain P leading positions, of which
-    a caller keeps the last L. For training and scoring: incremental generation would repeat the prompt at every token.
+    The shipped encoders mask, place and pool accordingly, and `LanguageModel` keeps what belongs to the last L (the
+    logits of the model in it gain P leading positions); it refuses a model with learned positions, such as GPT-2. For
+    training and scoring: incremental generation would repeat the prompt at every token.
     Starts as the embeddings of random common tokens. Parameters: P · d.
     """
 
