@@ -118,11 +118,24 @@ def test_prefixes_cannot_be_weighted(method, weights):
     model, (x, *_) = encoder()
     for name, length in (("a", 3), ("b", 10)):
         attach(model, adapter_config(method, length=length), name=name)
-    with pytest.raises(AdapterError, match="cannot be weighted"):
+    with pytest.raises(AdapterError, match="neither weighted nor added"):
         activate(model, weights)
     activate(model, {"a": 1.0})
     alone = model(x)
     assert mx.array_equal(activate(model, "a")(x), alone).item()
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_what_lengthens_goes_with_adapters_of_other_layers(method):
+    model, (x, *_) = encoder()
+    attach(model, adapter_config(method, length=3), name="long")
+    perturbed(attach(model, adapter_config("lora", rank=4), "linear", name="other"))
+    alone, none = (activate(model, names)(x) for names in ("long", {"long": 1.0, "other": 0.0}))
+    half, both = (activate(model, {"long": 1.0, "other": weight})(x) for weight in (0.5, 1.0))
+    assert mx.allclose(none, alone, atol=1e-6).item()
+    assert not mx.allclose(both, alone, atol=1e-3).item()
+    assert not mx.allclose(half, both, atol=1e-3).item()
+    assert trainable(model).keys() == {*trainable(activate(model, "long")), *trainable(activate(model, "other"))}
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])

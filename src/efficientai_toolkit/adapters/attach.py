@@ -97,7 +97,8 @@ def activate(model: M, names: str | Mapping[str, float] | None) -> M:
     A trained head is mixed alike, W₀ + Σ wᵢ (Wᵢ − W₀); a mixture of heads is no adapter's own, so it is not trained.
 
     Raises:
-        AdapterError: no adapter has that name, a weight is not finite, or an adapter of a mixture cannot be weighted.
+        AdapterError: no adapter has that name, a weight is not finite, or one that lengthens the sequence has another
+            weight than 1 or shares a layer.
 
     >>> activate(model, {"english": 0.7, "legal": 0.3})
     """
@@ -106,12 +107,12 @@ def activate(model: M, names: str | Mapping[str, float] | None) -> M:
     for name in weights:
         if name not in attached.configs:
             raise AdapterError(f"no adapter named {name!r}{did_you_mean(name, attached.configs)}")
-    if list(weights.values()) != [1.0]:
-        for name in weights:
-            if not attached.configs[name].adapter.combines:
-                raise AdapterError(
-                    f"adapter {name!r} lengthens the sequence, so its output cannot be weighted; activate it alone"
-                )
+    for name in weights:
+        if not attached.configs[name].adapter.combines and not _acts_whole(model, name, weights):
+            raise AdapterError(
+                f"adapter {name!r} lengthens the sequence, so its output can be neither weighted nor added to "
+                "another's; activate it with weight 1, and besides it only what adapts other layers"
+            )
     model.freeze()
     for path in attached.kept:
         acting = {name: weight for name, weight in weights.items() if attached.heads.get(name) == path}
@@ -128,6 +129,17 @@ def activate(model: M, names: str | Mapping[str, float] | None) -> M:
         if name in weights:
             thaw(shared)
     return model
+
+
+def _acts_whole(model: nn.Module, name: str, weights: Mapping[str, float]) -> bool:
+    """Whether adapter `name` has weight 1 and its slots to itself, among `weights`, and no other lengthens."""
+    configs = require(model).configs
+    others = weights.keys() - {name}
+    return (
+        weights[name] == 1
+        and all(configs[other].adapter.combines for other in others)
+        and not any(others & slot.adapters.keys() for slot in slots(model).values() if name in slot.adapters)
+    )
 
 
 def _weights(names: object) -> dict[str, float]:

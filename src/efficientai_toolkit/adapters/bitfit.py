@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..nn.layers import Conv2d, EpisodicBatchNorm
 from ..settings import Positive
 from .base import Adapter, AdapterConfig, Site, copy_of
 
-# They add their bias last. A recurrent layer's is inside its recurrence, where a sum behind the layer does not reach.
-_ADD_IT_LAST = (
-    *(nn.Linear, nn.QuantizedLinear, Conv2d, EpisodicBatchNorm),
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm, nn.BatchNorm),
-)
+# Their bias is inside a recurrence, where a sum behind the layer does not reach.
+_RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 
 
 class BitFit(Adapter):
@@ -35,7 +31,11 @@ class BitFit(Adapter):
 
     @classmethod
     def fits(cls, base: Any) -> bool:
-        return isinstance(base, _ADD_IT_LAST) and isinstance(base.get("bias"), mx.array)
+        bias = base.get("bias")
+        if not isinstance(bias, mx.array) or bias.ndim != 1 or isinstance(base, _RECURRENT) or base.children():
+            return False
+        needed = [p for p in inspect.signature(base).parameters.values() if p.default is p.empty]
+        return len(needed) == 1  # of several inputs one may choose or multiply the bias
 
     @classmethod
     def from_base(cls, base: Any, config: Any, key: mx.array, site: Site) -> Self:
