@@ -20,6 +20,7 @@ from efficientai_toolkit.recipes.baseline import choose_rate, joint_pretraining,
 from efficientai_toolkit.recipes.compare import compare_run, with_shots, with_support
 from efficientai_toolkit.runs.build import build
 from efficientai_toolkit.tasks.distribution import TaskConfig, TaskDistribution
+from efficientai_toolkit.tasks.episode import EpisodeStack
 
 
 def distribution(family="linear_classification", count=6, **kwargs):
@@ -83,6 +84,12 @@ def test_too_few_examples_are_one_sentence():
         with_shots([numbered(2, 4, [0, 1, 0, 0, 0, 1])], [4], per_class=True)
     with pytest.raises(ConfigurationError, match="k_shots"):
         with_shots([numbered(5, 5)], [0])
+
+
+def test_episodes_keep_their_order_where_shapes_differ():
+    stacks = [EpisodeStack(*(mx.stack([part] * 2) for part in numbered(4, n))) for n in (3, 5, 3)]
+    cut = with_shots(stacks, [1, 2])[1]
+    assert [stack.query_x.shape[1] for stack in cut for _ in range(stack.num_tasks)] == [3, 3, 5, 5, 3, 3]
 
 
 def test_results_have_both_models_and_their_intervals():
@@ -249,6 +256,19 @@ def test_too_few_images_are_told_before_a_baseline_is_trained(tmp_path, monkeypa
     said = r"^--shots 1,10 adapts to 10 examples of each class: .* has 10 images.*; give smaller numbers$"
     with pytest.raises(TaskSamplingError, match=said):
         compare_run(built, k_shots=(1, 10), episodes=4)
+
+
+def test_shots_without_every_class_are_told_before_a_baseline_is_trained(monkeypatch):
+    config = MetaLearningConfig(
+        algorithm="protonet",
+        num_inner_steps=0,
+        task_distribution={"task_families": ["linear_classification"], "num_val_tasks": 4, "num_test_tasks": 4},
+        model={"backbone": "mlp", "hidden_dim": 8},
+    )
+    built = build(config)
+    monkeypatch.setattr("efficientai_toolkit.recipes.compare.joint_pretraining", None)
+    with pytest.raises(TaskSamplingError, match=r"^--shots 1,4: protonet .* of K = 1 lack a class .*; give --shots 4$"):
+        compare_run(built, k_shots=(1, 4), episodes=4)
 
 
 def test_the_untrained_model_has_other_weights_of_the_same_shapes():

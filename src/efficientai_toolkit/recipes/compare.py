@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,8 @@ def with_shots(
 ) -> dict[int, list[EpisodeStack]]:
     """Each episode with a support of K examples, for each K; the query is what no K uses, the same for all.
 
-    Examples are taken from the support in their order, class by class in turn, then from the query.
+    Examples are taken from the support in their order, class by class in turn, then from the query. The episodes keep
+    their order: what else is known of each (of which task it is) goes with them.
 
     Raises:
         TaskSamplingError: an episode has too few examples.
@@ -165,7 +167,13 @@ def with_shots(
                 picked = order[: k * ways]
                 cut[k].append(Episode(*(mx.array(a) for a in (x[picked], y[picked], x[rest], y[rest]))))
             number += 1
-    return {k: stack_episodes(parts) for k, parts in cut.items()}
+    return {k: _in_order(parts) for k, parts in cut.items()}
+
+
+def _in_order(episodes: list[Episode]) -> list[EpisodeStack]:
+    """Neighbours of equal shape stacked; `stack_episodes` alone would bring together what lies apart."""
+    runs = itertools.groupby(episodes, key=lambda episode: tuple((part.shape, part.dtype) for part in episode))
+    return [stack for _, run in runs for stack in stack_episodes(list(run))]
 
 
 def _in_turn(y: np.ndarray, size: int, most: int | None) -> np.ndarray:
@@ -246,6 +254,11 @@ def compare_run(
         raise TaskSamplingError(
             f"--shots {','.join(map(str, shots))} adapts to {shots[-1]} examples{of}: {error}; give smaller numbers"
         ) from error
+    stacks = [stack for part, _ in drawn for stack in part]
+    owners = None if test.endless else [task for _, own in drawn for task in own or ()]
+    cut = with_shots(stacks, shots, per_class=per_class)
+    if learner.has_slots:
+        _check_classes(learner, cut)
 
     start = untrained_model(built)
     joint = joint_pretraining(
@@ -263,15 +276,13 @@ def compare_run(
         name: {k: choose_rate(model, validation[k], rates, steps) for k in shots} for name, model in baselines.items()
     }
 
-    stacks = [stack for part, _ in drawn for stack in part]
-    owners = None if test.endless else [task for _, own in drawn for task in own or ()]
     results: dict[str, Results] = {"meta-learned": {}, **{name: {} for name in baselines}}
     differences: dict[str, Results] = {name: {} for name in baselines}
-    for k, cut in with_shots(stacks, shots, per_class=per_class).items():
-        values = {"meta-learned": (learner.evaluate_per_task(cut, None, (trained,)), trained)}
+    for k, episodes_of_k in cut.items():
+        values = {"meta-learned": (learner.evaluate_per_task(episodes_of_k, None, (trained,)), trained)}
         for name, model in baselines.items():
             tuner = fine_tuner(model, chosen[name][k], steps)
-            values[name] = (tuner.evaluate_per_task(cut, None, (steps,)), steps)
+            values[name] = (tuner.evaluate_per_task(episodes_of_k, None, (steps,)), steps)
         own, own_after = values["meta-learned"]
         for name, (found, after) in values.items():
             row = results[name].setdefault(k, {})
@@ -306,6 +317,25 @@ def compare_run(
         draw_comparison(report, folder / "plots" / "comparison.png")
         write_json(folder / "comparison.json", report)
     return report
+
+
+def _check_classes(learner: MetaLearner, cut: Mapping[int, list[EpisodeStack]]) -> None:
+    """A learner without a head tells apart the classes of a support, and no others."""
+    whole = {k: all(_has_all(stack) for stack in stacks) for k, stacks in cut.items()}
+    if all(whole.values()):
+        return
+    fitting = [str(k) for k, fits in whole.items() if fits]
+    raise TaskSamplingError(
+        f"--shots {','.join(map(str, cut))}: {learner.algorithm} answers with the classes of its examples alone, and "
+        f"those of K = {', '.join(str(k) for k, fits in whole.items() if not fits)} lack a class that is asked for; "
+        + (f"give --shots {','.join(fitting)}" if fitting else "give larger numbers")
+    )
+
+
+def _has_all(stack: EpisodeStack) -> bool:
+    """Whether every class of each query is in its support."""
+    support, asked = np.array(stack.support_y), np.array(stack.query_y)
+    return bool((asked[:, :, None] == support[:, None, :]).any(2).all())
 
 
 def with_support(tasks: TaskDistribution, most: int) -> TaskDistribution:
