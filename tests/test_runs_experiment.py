@@ -10,10 +10,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from efficientai_toolkit.errors import CheckpointNotFoundError, DataError, OutputError
+from efficientai_toolkit.errors import CheckpointNotFoundError, ConfigurationError, DataError, OutputError
 from efficientai_toolkit.files import jsonable, read_json, write_json
 from efficientai_toolkit.runs import experiment
+from efficientai_toolkit.runs.build import checkpoint_file
 from efficientai_toolkit.runs.experiment import ExperimentManager
+from efficientai_toolkit.runs.train import resume
 
 CONFIG = {
     "meta_learning": {"algorithm": "maml", "seed": 0},
@@ -121,6 +123,43 @@ def test_finish_writes_columns_and_report(tmp_path):
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(CheckpointNotFoundError, match="not a run folder"):
         ExperimentManager.open(tmp_path)
+
+
+def test_a_run_is_one_process_s_at_a_time(tmp_path):
+    run = ExperimentManager(tmp_path, "r", {"meta_learning": {"seed": 0}})
+    with run.alone(), pytest.raises(ConfigurationError, match=r"another process is at work in .*; wait until"):
+        resume(run.path)
+    with run.alone() as same:  # which ends with the block
+        assert same is run
+
+
+def test_the_working_directory_has_a_name(tmp_path, monkeypatch):
+    run = ExperimentManager(tmp_path, "r", {})
+    monkeypatch.chdir(run.path)
+    for here in (".", "checkpoints/.."):
+        found = ExperimentManager.open(here)
+        assert (found.name, found.path.name) == ("r", run.path.name)
+
+
+def test_seeds_of_an_experiment_are_noted(tmp_path):
+    assert ExperimentManager(tmp_path, "r", {"seeds": [3, 4]}).system["seed"] == [3, 4]
+    assert ExperimentManager(tmp_path, "r", {"meta_learning": {"seed": 0}}).system["seed"] == 0
+
+
+def test_a_name_that_is_too_long_is_at_fault(tmp_path):
+    with pytest.raises(OutputError, match="File name too long; give a shorter name"):
+        ExperimentManager(tmp_path, "n" * 300, {})
+
+
+@pytest.mark.parametrize(
+    ("results", "said"), [(False, "`continual --resume RUN` goes on"), (True, "`report RUN` tells")]
+)
+def test_a_run_without_a_learner_says_what_reads_it(tmp_path, results, said):
+    run = ExperimentManager(tmp_path, "r", {"strategies": {}})
+    if results:
+        (run.path / "results.json").write_text("{}")
+    with pytest.raises(CheckpointNotFoundError, match=said.replace("RUN", str(run.path))):
+        checkpoint_file(run.path)
 
 
 def test_damaged_config_is_named(tmp_path):

@@ -266,6 +266,28 @@ def test_divergence_names_the_iteration_and_keeps_the_last_good_state(tmp_path, 
     assert resume(only_run(tmp_path))["iterations"] == 30
 
 
+def test_the_newest_best_has_no_evaluation_of_the_one_before(tmp_path):
+    run = train(configured(tmp_path))["run"]
+    latest, told = tmp_path / "latest" / "best.npz", tmp_path / "latest" / "best.evaluation_steps=0.json"
+    told.write_text("{}")
+    resume(run)  # which changes nothing
+    assert told.is_file()
+    train(configured(tmp_path, seed=4))
+    assert not told.exists()
+    told.write_text("{}")
+    resume(run)
+    assert read_npz(latest)[1]["config"]["meta_learning"]["seed"] == 3
+    assert not told.exists()
+
+
+def test_one_validation_task_has_no_interval(tmp_path):
+    config = configured(tmp_path, num_meta_iterations=0)
+    config.task_distribution.num_val_tasks = 1
+    (row,) = rows(train(config)["run"])
+    assert row["val_loss"] > 0
+    assert row["val_loss_ci95"] is None
+
+
 def test_no_iterations_still_gives_a_checkpoint(tmp_path, monkeypatch):
     report = train(configured(tmp_path, num_meta_iterations=0))
     assert report["iterations"] == 0

@@ -16,6 +16,7 @@ from typing import IO, Any
 from .errors import DataError, DataNotFoundError, OutputError
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_REMEDIES = {**dict.fromkeys(_FULL, "free some space"), errno.ENAMETOOLONG: "give a shorter name"}
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def writing(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        remedy = "free some space" if error.errno in _FULL else "name a folder that can be written"
+        remedy = _REMEDIES.get(error.errno or 0, "name a folder that can be written")
         raise OutputError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 

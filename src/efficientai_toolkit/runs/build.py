@@ -20,11 +20,13 @@ from ..errors import (
     ToolkitError,
     did_you_mean,
 )
+from ..files import read_json
 from ..learners import learner_class
 from ..learners.base import MetaLearner
 from ..optimizers import schedule
 from ..tasks.build import Splits, build_splits, num_labels
 from .base_model import load_checkpoint, placing
+from .experiment import made_by
 
 
 class Built(NamedTuple):
@@ -197,5 +199,14 @@ def checkpoint_file(path: str | Path) -> Path:
         return path
     found = [folder / "best.npz" for folder in (path / "checkpoints", path) if (folder / "best.npz").is_file()]
     if not found:
+        file = path / "config.json"
+        by = made_by(read_json(file)) if file.is_file() else None
+        if by not in (None, "train"):
+            on = (
+                f"`report {path}` tells of it"
+                if (path / "results.json").is_file()
+                else f"`{by} --resume {path}` goes on"
+            )
+            raise CheckpointNotFoundError(f"{path} was made by `{by}`, which leaves no learner to load; {on}")
         raise CheckpointNotFoundError(f"{path} is a folder without checkpoints/best.npz; give a checkpoint (.npz) file")
     return found[0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -72,6 +74,8 @@ class ExperimentManager:
                 belong to the stretch between the last checkpoint and the crash, which will be run again.
         """
         path = Path(path)
+        if path.name in ("", ".."):  # the working directory, whose own name is the run's
+            path = path.resolve()
         if not (path / "config.json").is_file():
             raise CheckpointNotFoundError(
                 f"{path} is not a run folder: it has no config.json; give a folder that `train` made, "
@@ -99,6 +103,27 @@ class ExperimentManager:
         with writing(path):
             for folder in (self.checkpoints, self.plots, self.tensorboard):
                 folder.mkdir(exist_ok=True)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[ExperimentManager]:
+        """The run, with its folder to itself while the block lasts, where the system can say so (not on Windows).
+
+        Raises:
+            ConfigurationError: another process is at work in it.
+        """
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(ImportError, OSError):
+                import fcntl
+
+                handle = os.open(self.path, os.O_RDONLY)
+                held.callback(os.close, handle)  # which ends the lock, as does the end of the process
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ConfigurationError(
+                        f"another process is at work in {self.path}; wait until it is done, or stop it"
+                    ) from None
+            yield self
 
     def checkpoint_path(self, name: str) -> Path:
         """`checkpoints/NAME.npz`; `name` with or without the suffix."""
@@ -190,19 +215,26 @@ def open_run(path: Path | str, command: str) -> ExperimentManager:
         ConfigurationError: another command made it.
     """
     manager = ExperimentManager.open(path)
-    made_by = [name for name, key in _COMMANDS.items() if key in manager.config]
-    if command not in made_by:
-        own = f"`{made_by[0]}`; go on with `{made_by[0]} --resume {path}`" if made_by else "no command that goes on"
+    by = made_by(manager.config)
+    if command != by:
+        own = f"`{by}`; go on with `{by} --resume {path}`" if by else "no command that goes on"
         raise ConfigurationError(f"{path} was made by {own}")
     return manager
 
 
-def seed_of(config: Mapping[str, Any]) -> int | None:
-    """The seed, from whichever section states it."""
-    return next((s["seed"] for s in config.values() if isinstance(s, Mapping) and "seed" in s), None)
+def made_by(config: Any) -> str | None:
+    """The command whose run has `config`; None where there is none."""
+    keys = config if isinstance(config, Mapping) else ()
+    return next((name for name, key in _COMMANDS.items() if key in keys), None)
 
 
-def system_info(seed: int | None = None) -> dict[str, Any]:
+def seed_of(config: Mapping[str, Any]) -> int | list[int] | None:
+    """The seed, from whichever section states it, or the seeds of an experiment that repeats itself."""
+    own = config.get("seeds")
+    return next((s["seed"] for s in config.values() if isinstance(s, Mapping) and "seed" in s), own)
+
+
+def system_info(seed: int | list[int] | None = None) -> dict[str, Any]:
     """Chip, memory, OS, versions, seed and git commit; what cannot be found out is null."""
     import platform
     import sys
@@ -228,9 +260,10 @@ def _fresh_folder(output: Path, name: str) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while True:  # two runs may begin within one second, in two processes
-            path = output / (f"{name}_{stamp}" if number == 1 else f"{name}_{stamp}-{number}")
+    number = 1
+    while True:  # two runs may begin within one second, in two processes
+        path = output / (f"{name}_{stamp}" if number == 1 else f"{name}_{stamp}-{number}")
+        with writing(path):
             try:
                 path.mkdir()
                 return path

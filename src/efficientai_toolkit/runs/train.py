@@ -8,6 +8,7 @@ a GPU, where an embedding is trained, to rounding, since its gradient is added u
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import time
@@ -83,16 +84,24 @@ def train(config: MetaLearningConfig, *, name: str | None = None, watch: Watch |
     built = build(config)
     _writable(Path(config.paths.checkpoint_dir))  # before there is a run folder
     run = ExperimentManager(config.paths.output_dir, name, config.to_dict())
-    return _Loop(built, run, Progress(), watch or Watch()).run()
+    with run.alone():
+        return _Loop(built, run, Progress(), watch or Watch()).run()
 
 
 def resume(run: str | Path, overrides: Iterable[Override] = (), *, watch: Watch | None = None) -> dict[str, Any]:
     """Go on with the run in the folder `run` from its newest whole checkpoint; see `train`.
 
     Without a checkpoint it begins again. Rows of `metrics.jsonl` later than the checkpoint are dropped.
+
+    Raises:
+        ConfigurationError: another process is at work in the folder, or another command made it.
     """
-    path, watch = Path(run), watch or Watch()
-    manager = open_run(path, "train")
+    with open_run(run, "train").alone() as manager:
+        return _resume(manager, overrides, watch or Watch())
+
+
+def _resume(manager: ExperimentManager, overrides: Iterable[Override], watch: Watch) -> dict[str, Any]:
+    path = manager.path
     for unfinished in (path / "checkpoints").glob(".*.npz.*"):  # a kill came in the middle of a write
         unfinished.unlink(missing_ok=True)
     where = str(path / "config.json")
@@ -291,13 +300,19 @@ class _Loop:
             write_npz(self.run_folder.checkpoint_path("last"), arrays, header)
         if self.progress.best and self.progress.best["iteration"] == now:
             write_npz(self.run_folder.checkpoint_path("best"), arrays, header)
-            write_npz(self.latest, arrays, header)
+            self._save_latest(arrays, header)
+
+    def _save_latest(self, arrays: dict[str, mx.array], header: dict[str, Any]) -> None:
+        if not _same_learner(self.latest, header):  # then what was measured of the one before is not of this
+            for told in self.latest.parent.glob(f"{self.latest.stem}.evaluation*.json"):
+                told.unlink(missing_ok=True)
+        write_npz(self.latest, arrays, header)
 
     def _repeat_saves(self) -> None:
         """A kill may have come between two files of one iteration; and another run may have had the last word."""
         best = self.run_folder.checkpoint_path("best")
         if self.progress.best and self.progress.best["iteration"] != self.learner.iteration and best.is_file():
-            write_npz(self.latest, *_rewritable(best))
+            self._save_latest(*_rewritable(best))
         self._save(final=False)
 
     def _diverged(self, name: str, value: float, iteration: int) -> None:
@@ -345,6 +360,19 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
+def _same_learner(path: Path, header: dict[str, Any]) -> bool:
+    """Whether the checkpoint at `path` is of the same settings and iteration, which make it what it is."""
+    try:
+        found = read_header(path)
+    except CheckpointError:
+        return False
+    wanted = json.loads(json.dumps(header))
+    return (found.get("config"), found.get("learner", {}).get("iteration")) == (
+        wanted["config"],
+        wanted["learner"]["iteration"],
+    )
+
+
 def _rewritable(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
     arrays, header = read_npz(path)
     return arrays, {name: header[name] for name in header if name not in ("format", "format_version")}
@@ -363,9 +391,9 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _mean_ci(name: str, values: np.ndarray) -> dict[str, float | None]:
-    """Mean over tasks and the half-width of its 95 % interval."""
+    """Mean over tasks and the half-width of its 95 % interval, which one task alone does not have."""
     mean, width = mean_ci95(values)
-    return {name: _finite(mean), f"{name}_ci95": _finite(width or 0.0)}
+    return {name: _finite(mean), f"{name}_ci95": None if width is None else _finite(width)}
 
 
 def _finite(value: Any) -> float | None:
