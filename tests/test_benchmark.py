@@ -13,6 +13,7 @@ import pytest
 
 from efficientai_toolkit.cli.benchmark import benchmark as command
 from efficientai_toolkit.errors import DeviceError, ToolkitError
+from efficientai_toolkit.recipes import benchmark as recipe
 from efficientai_toolkit.recipes.benchmark import benchmark, workloads
 from efficientai_toolkit.recipes.benchmark_learners import COMPARISONS, characters, compare_learners
 
@@ -45,6 +46,22 @@ def test_published_sizes_are_among_the_workloads():
 def test_an_unknown_workload_is_refused():
     with pytest.raises(ToolkitError, match="no workload is called nonsense; there are sinusoid"):
         benchmark(quick=True, only=["nonsense"])
+
+
+def test_one_unknown_workload_among_known_ones_is_refused():
+    with pytest.raises(ToolkitError, match="no workload is called conv5; there are"):
+        benchmark(quick=True, only=["sinusoid", "conv5"])
+
+
+def test_a_workload_has_the_name_that_the_table_shows(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        recipe, "measure", lambda work, seconds: asked.append((work.name, seconds)) or {"ms": {"median": 1}}
+    )
+    for seconds in (None, 5.0):
+        benchmark(device="cpu", quick=True, only=["h64 b4"], seconds=seconds)
+    assert asked == [("hidden 64, meta-batch 4", 0.05), ("hidden 64, meta-batch 4", 5.0)]
+    assert recipe.seconds_of(None, False) == 3.0
 
 
 def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):

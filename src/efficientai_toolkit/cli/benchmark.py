@@ -24,7 +24,10 @@ def benchmark(
     workload: Annotated[
         list[str] | None, typer.Option("--workload", help="Only this one, by name (repeatable).")
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="Seconds of timing for each workload.")] = 3.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", min=0.01, help="Seconds of timing for each workload (default: 3; 0.05 if --quick)."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small and short: shows that everything runs.")] = False,
     save: Annotated[Path | None, typer.Option("--save", help="Write the JSON here, too.")] = None,
     device: Device = None,
@@ -66,6 +69,8 @@ def show(report: dict[str, Any]) -> None:
     """A row a workload and device, a row a learner, or a row a learner over LoRA and place of the adapters."""
     from rich.console import Console
 
+    from ..recipes.benchmark import short
+
     machine = report["machine"]
     console = Console()
     facts = f"{machine['name']}, {machine['cores']} cores, {machine['blas']}, {machine['allocator']}"
@@ -93,7 +98,7 @@ def show(report: dict[str, Any]) -> None:
     table = _table("workload", "device", "ms a step", "min–max", "tasks/s", "1000 steps", "memory")
     for row in report["results"]:
         table.add_row(
-            _short(row["name"]),
+            short(row["name"]),
             row["device"],
             *_times(row),
             f"{row['tasks_per_s']:,.0f}",
@@ -102,9 +107,9 @@ def show(report: dict[str, Any]) -> None:
         )
     console.print(table)
     for name, title in {row["name"]: row["title"] for row in report["results"]}.items():
-        console.print(f"{_short(name)}: {title}", highlight=False)
+        console.print(f"{short(name)}: {title}", highlight=False)
     for name, ratio in report["gpu_speedup"].items():
-        console.print(f"{_short(name)}: the GPU is {ratio:.1f} × as fast as the CPU", highlight=False)
+        console.print(f"{short(name)}: the GPU is {ratio:.1f} × as fast as the CPU", highlight=False)
 
 
 def _table(*titles: str, title: str | None = None) -> Any:
@@ -116,11 +121,6 @@ def _table(*titles: str, title: str | None = None) -> Any:
         left = name in ("workload", "learner", "device", "LoRA in")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     return table
-
-
-def _short(name: str) -> str:
-    """`h64 b4` of "hidden 64, meta-batch 4": a row has 80 characters."""
-    return name.replace("hidden ", "h").replace(", meta-batch ", " b")
 
 
 def _times(row: dict[str, Any]) -> tuple[str, str]:

@@ -149,7 +149,7 @@ def _run(learner: MetaLearner, batches: Batches, count: int) -> float:
 def benchmark(
     *,
     device: str | None = None,
-    seconds: float = 3.0,
+    seconds: float | None = None,
     quick: bool = False,
     only: Sequence[str] = (),
     each: Callable[[dict[str, Any]], None] | None = None,
@@ -158,17 +158,21 @@ def benchmark(
 
     Args:
         device: measure this one alone.
-        seconds: of timing, a workload.
+        seconds: of timing, a workload; see `seconds_of`.
         quick: small and short: it shows that everything runs, and no more.
-        only: names of workloads; all where empty.
+        only: names of workloads, or their `short` ones; all where empty.
         each: called with every result as it comes.
+
+    Raises:
+        ToolkitError: `only` names something else.
     """
-    chosen = [work for work in workloads(quick) if not only or work.name in only]
-    if not chosen:
-        raise ToolkitError(
-            f"no workload is called {', '.join(only)}; there are {', '.join(w.name for w in workloads())}"
-        )
-    seconds = 0.05 if quick else seconds
+    known = workloads(quick)
+    names = {short(work.name): work.name for work in known}
+    asked = [names.get(name, name) for name in only]
+    if unknown := [name for name in asked if name not in names.values()]:
+        raise ToolkitError(f"no workload is called {', '.join(unknown)}; there are {', '.join(names.values())}")
+    chosen = [work for work in known if not asked or work.name in asked]
+    seconds = seconds_of(seconds, quick)
     results: list[dict[str, Any]] = []
     with default_device_kept():
         for where in devices_of(device):
@@ -180,6 +184,16 @@ def benchmark(
                     each(row)
         about = machine()
     return {**about, "results": results, "gpu_speedup": _speedups(results)}
+
+
+def seconds_of(seconds: float | None, quick: bool) -> float:
+    """Of timing, a workload: as asked for, else 3, and 0.05 where it shall be quick."""
+    return seconds if seconds is not None else 0.05 if quick else 3.0
+
+
+def short(name: str) -> str:
+    """`h64 b4` of "hidden 64, meta-batch 4": a row has 80 characters."""
+    return name.replace("hidden ", "h").replace(", meta-batch ", " b")
 
 
 def devices_of(device: str | None) -> list[str]:

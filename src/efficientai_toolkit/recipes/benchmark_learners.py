@@ -16,7 +16,17 @@ from ..learners import LEARNERS, learner_class
 from ..learners.base import MetaLearner
 from ..learners.maml import MAMLLearner
 from ..tasks.episode import EpisodeStack
-from .benchmark import Batches, Timing, Workload, default_device_kept, devices_of, in_turns, machine, sinusoid
+from .benchmark import (
+    Batches,
+    Timing,
+    Workload,
+    default_device_kept,
+    devices_of,
+    in_turns,
+    machine,
+    seconds_of,
+    sinusoid,
+)
 
 
 def characters(
@@ -70,7 +80,7 @@ COMPARISONS = {
 def compare_learners(
     *,
     device: str | None = None,
-    seconds: float = 3.0,
+    seconds: float | None = None,
     quick: bool = False,
     only: Sequence[str] = (),
     each: Callable[[dict[str, Any]], None] | None = None,
@@ -89,7 +99,7 @@ def compare_learners(
     for name in only:
         if name not in COMPARISONS:
             raise ToolkitError(f"learners are compared on {' and '.join(COMPARISONS)}, not on {name!r}")
-    seconds = 0.05 if quick else seconds
+    seconds = seconds_of(seconds, quick)
     rows: list[dict[str, Any]] = []
     with default_device_kept():
         select_device(devices_of(device)[0])

@@ -19,7 +19,7 @@ from ..learners.base import MetaLearner
 from ..learners.fomaml import FOMAMLLearner
 from ..learners.maml import MAMLLearner
 from ..tasks.episode import EpisodeStack
-from .benchmark import Batches, Workload, default_device_kept, devices_of, machine, measure
+from .benchmark import Batches, Workload, default_device_kept, devices_of, machine, measure, seconds_of
 
 
 class Size(NamedTuple):
@@ -99,7 +99,7 @@ def peft_workloads(size: Size) -> list[tuple[str, Workload]]:
 def benchmark_peft(
     *,
     device: str | None = None,
-    seconds: float = 3.0,
+    seconds: float | None = None,
     quick: bool = False,
     only: Sequence[str] = (),
     each: Callable[[dict[str, Any]], None] | None = None,
@@ -120,7 +120,7 @@ def benchmark_peft(
         the machine, what the `workload` is, and `peft`: a row a workload as `measure` has them, with its `adapters`
         and, with the cache, `speedup`: how many times as long the step without it takes.
     """
-    size, seconds = (QUICK, 0.05) if quick else (FULL, seconds)
+    size, seconds = QUICK if quick else FULL, seconds_of(seconds, quick)
     if unknown := sorted(set(only) - set(PEFT_LEARNERS)):
         known = ", ".join(PEFT_LEARNERS)
         raise ToolkitError(f"no workload over LoRA is called {', '.join(unknown)}; there are {known}")
