@@ -236,6 +236,20 @@ def test_the_table_has_a_name_in_one_piece_and_one_step_in_words(capsys):
     assert text.count("+2.6 ± 1.9 points") == 2
 
 
+def test_a_learner_without_steps_is_not_said_to_take_any(capsys):
+    config = MetaLearningConfig(
+        algorithm="protonet",
+        num_inner_steps=0,
+        task_distribution={"task_families": ["linear_classification"], "num_val_tasks": 4, "num_test_tasks": 4},
+        model={"backbone": "mlp", "hidden_dim": 8},
+    )
+    report = compare_run(build(config), k_shots=(4,), episodes=4, iterations=1)
+    assert report["rates"]["meta-learned"] is None
+    show(report)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 unseen tasks (protonet adapts in closed form, fine-tuning takes 5 inner steps); K: all examples" in said
+
+
 def test_too_few_images_are_told_before_a_baseline_is_trained(tmp_path, monkeypatch):
     for number in range(6 * 10):
         path = tmp_path / "image_folder" / ("train", "val", "test")[number % 3] / f"{number % 6}" / f"{number}.png"

@@ -67,8 +67,11 @@ def show(report: dict[str, Any]) -> None:
 
     kind, better = ("acc", "above") if report["metric"] == "accuracy" else ("loss", "below")
     steps = "one inner step" if report["inner_steps"] == 1 else f"{report['inner_steps']} inner steps"
+    after = f"after {steps}"
+    if not report.get("adapts_by_steps", True):
+        after = f"({report['algorithm']} adapts in closed form, fine-tuning takes {steps})"
     parts = {
-        f"{report['metric']} on {seen(report)} after {steps}; K: {report['k_counts']}": (report["results"], interval),
+        f"{report['metric']} on {seen(report)} {after}; K: {report['k_counts']}": (report["results"], interval),
         f"meta-learned minus each of the others, on the same episodes; {better} 0 is better": (
             report["differences"],
             difference,

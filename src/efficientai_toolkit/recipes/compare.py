@@ -233,7 +233,8 @@ def compare_run(
 
     Returns:
         the report: `results` by method and K; `differences`, meta-learned minus each baseline on the same episodes,
-        whose intervals are narrower than those of two means; `rates`, `title`.
+        whose intervals are narrower than those of two means; `inner_steps`, which fine-tuning takes, and the learner
+        where it `adapts_by_steps`; `rates`, `title`.
     """
     learner, config = built.learner, built.config
     shots = sorted(set(k_shots))
@@ -301,12 +302,13 @@ def compare_run(
             "algorithm": learner.algorithm,
             "metric": metric,
             "inner_steps": steps,
+            "adapts_by_steps": learner.adapts_by_steps,
             "k_shots": shots,
             "k_counts": "examples of each class" if per_class else "all examples",
             "episodes": episodes,
             "tasks": episodes if owners is None else len(set(owners)),
             "joint_iterations": total,
-            "rates": {"meta-learned": learner.inner_lr, **chosen},
+            "rates": {"meta-learned": learner.inner_lr if learner.adapts_by_steps else None, **chosen},
             "results": results,
             "differences": differences,
         }
