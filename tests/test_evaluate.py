@@ -227,6 +227,7 @@ def test_where_the_report_goes(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text("{}")
     assert report_path(tmp_path / "checkpoints" / "best.npz") == tmp_path / "evaluation.json"
+    assert report_path(tmp_path / "checkpoints" / "iter_40.npz") == tmp_path / "evaluation_iter_40.json"
 
 
 def test_a_trial_leaves_the_report_of_the_run_alone(trained_run):

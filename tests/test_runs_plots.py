@@ -176,6 +176,7 @@ def test_report_of_a_run(tmp_path, families, expected):
         num_inner_steps=2,
         task_distribution={"task_families": families, "num_val_tasks": 4, "num_test_tasks": 12},
         model={"backbone": "mlp", "hidden_dim": 8},
+        evaluation={"episodes": 12},
         paths={"output_dir": str(tmp_path / "runs"), "checkpoint_dir": str(tmp_path / "checkpoints")},
         logging={"tensorboard_enabled": False},
     )
@@ -195,6 +196,9 @@ def test_report_of_a_run(tmp_path, families, expected):
     assert f"on {seen(test)}" in page
     assert "Before meta-training the same learner reaches " in page
     assert test["episodes"] == 12
+    write_report(run, episodes=3)
+    assert json.loads(stale.read_text())["episodes"] == 12
+    assert json.loads(stale.with_name("evaluation_episodes=3.json").read_text())["episodes"] == 3
     assert all(f"alt='{text}" in page for text in ("Held-out ", "Adaptation helps in "))
 
 

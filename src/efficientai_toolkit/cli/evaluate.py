@@ -14,7 +14,9 @@ from .options import Checkpoint, Config, DataDir, Device, Json, Set, echo_json, 
 def evaluate(
     checkpoint: Checkpoint,
     config: Config = None,
-    episodes: Annotated[int | None, typer.Option("--episodes", help="Test episodes (default: 600).")] = None,
+    episodes: Annotated[
+        int | None, typer.Option("--episodes", help="Test episodes (default: the configuration's).")
+    ] = None,
     steps: Annotated[
         str | None, typer.Option("--steps", metavar="0,1,5,10", help="Numbers of inner steps to report.")
     ] = None,
@@ -25,8 +27,8 @@ def evaluate(
         Path | None,
         typer.Option(
             "--report",
-            help="Write the JSON report here (default: evaluation.json in the run folder; with other settings than the "
-            "run's own they are part of the name).",
+            help="Write the JSON report here (default: evaluation.json in the run folder; another checkpoint than the "
+            "best, and other settings than the run's own, are part of the name).",
         ),
     ] = None,
     json: Json = False,

@@ -53,7 +53,7 @@ def evaluate_checkpoint(
         overrides: settings that beat the checkpoint's own.
         episodes: default: the configuration's.
         steps: numbers of inner steps to report; default: the configuration's. 0 and the trained number are added.
-        output: of the JSON report; default: `evaluation.json` in the run folder, or beside the checkpoint.
+        output: of the JSON report; default: see `report_path`.
 
     Returns:
         the evaluation; its report is in `output` too.
@@ -182,10 +182,11 @@ def steps_to_share(
 
 
 def report_path(checkpoint: Path) -> Path:
-    """`evaluation.json` in the checkpoint's run folder; beside a checkpoint that is in none, under its own name."""
+    """`evaluation.json` in the checkpoint's run folder, of one that is not its best with its name in it; beside a
+    checkpoint that is in none, under its own name."""
     run = checkpoint.parent.parent
     if checkpoint.parent.name == "checkpoints" and (run / "config.json").is_file():
-        return run / "evaluation.json"
+        return run / ("evaluation.json" if checkpoint.stem == "best" else f"evaluation_{checkpoint.stem}.json")
     return checkpoint.with_suffix(".evaluation.json")
 
 

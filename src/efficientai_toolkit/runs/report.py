@@ -51,7 +51,8 @@ def write_report(
     evaluation = evaluate_built(built, episodes=episodes)
     start = start_values(built, evaluation) if built.learner.iteration else None
     plots = draw_plots(manager, built, evaluation, start)
-    path = manager.path / "evaluation.json"
+    other = "" if episodes in (None, built.config.evaluation.episodes) else f"_episodes={episodes}"  # as in `evaluate`
+    path = manager.path / f"evaluation{other}.json"
     # That of `evaluate` says more, and stays while it is of this checkpoint.
     if not path.is_file() or read_json(path).get("iteration") != evaluation.report["iteration"]:
         write_json(path, evaluation.report)
