@@ -137,7 +137,9 @@ def test_a_row_is_a_record_for_each_seed(tmp_path):
     assert (tmp_path / "maml-5-seed3.json").is_file()
     assert table.records(tmp_path) == records
     mean, half = (np.mean([record["ours"][name] for record in records]) for name in ("mean", "ci95"))
-    assert f"| MAML | **{mean:.3f}** ± {half:.3f}, 2 seeds (0.686) |" in table.write(tmp_path).read_text()
+    text = table.write(tmp_path).read_text()
+    assert f"| MAML | **{mean:.3f}** ± {half:.3f}, 2 seeds (0.686) |" in text
+    assert "± is the mean of the seeds' own 95 % intervals" in text
 
 
 def test_a_diverged_row_is_shown_as_such():
@@ -155,4 +157,6 @@ def test_a_diverged_row_is_shown_as_such():
         "iterations": 100,
         "config": {"meta_learning": {"outer_lr": 0.01}},
     }
-    assert "| MAML | diverged | 1 | 100 at 0.01 | 1 s |" in table.markdown([record])
+    text = table.markdown([record])
+    assert "| MAML | diverged | 1 | 100 at 0.01 | 1 s |" in text
+    assert "seeds' own" not in text

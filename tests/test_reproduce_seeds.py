@@ -54,6 +54,7 @@ def test_a_seed_has_draws_of_its_own_over_all_classes(tmp_path, monkeypatch):
     assert asked == [list(range(10)), list(range(10, 20))]
     line = next(line for line in intents.TABLE.markdown(records).splitlines() if line.startswith(f"| {row.line}"))
     assert line.endswith("(2 seeds) | 80.0 | 20 |")
+    assert "the seeds' own 95 % intervals" in intents.TABLE.markdown(records)
 
 
 def test_a_seed_has_draws_of_its_own_in_glue(tmp_path, monkeypatch):
@@ -110,6 +111,11 @@ def test_a_seed_for_what_has_nothing_random_is_refused(tmp_path, table, random, 
     with pytest.raises(ConfigurationError, match=", ".join(same)):
         table.check_seed(table.chosen([*random, *same]), 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_seed_is_refused():
+    with pytest.raises(ConfigurationError, match="seed must be a whole number from 0"):
+        glue.TABLE.check_seed([], -1)
 
 
 def test_a_seed_has_others_of_its_own_in_continual_learning():

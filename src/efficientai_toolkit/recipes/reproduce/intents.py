@@ -12,7 +12,7 @@ import numpy as np
 from ...intervals import mean_ci95
 from . import intents_rows as rows
 from .episodes import EpisodeLog
-from .table import Row, Run, Table, chosen, described, mean_of_seeds, trained
+from .table import Row, Run, Table, chosen, described, mean_of_seeds, note_on_seeds, trained
 
 
 class IntentsTable(Table):
@@ -55,6 +55,8 @@ class IntentsTable(Table):
                 paper = "" if own[0]["paper"] is None else f"{own[0]['paper']:.1f}"
                 draws = sum(len(record["accuracies"]) for record in own)
                 text.append(f"| {line} | {_cell([r['ours'] for r in own])} | {paper} | {draws} |")
+        if note := note_on_seeds(found):
+            text += ["", *note]
         return "\n".join(text) + "\n"
 
 

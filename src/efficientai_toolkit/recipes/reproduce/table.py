@@ -21,6 +21,7 @@ from ...runs.build import restore
 from ...runs.evaluate import evaluate_tasks
 from ...runs.experiment import system_info
 from ...runs.train import Watch, resume, train
+from ...settings import check_seed
 from ...tasks.build import build_splits
 
 QUICK_ITERATIONS, QUICK_EPISODES = 20, 8
@@ -186,7 +187,8 @@ class Table:
         return True
 
     def check_seed(self, rows: Sequence[Row], seed: int) -> None:
-        """Refuse a seed for rows that it would only measure again."""
+        """Refuse what is no seed, and a seed for rows that it would only measure again."""
+        check_seed(seed)
         same = [row.name for row in rows if not self.random(row)] if seed else []
         if same:
             raise ConfigurationError(
@@ -217,7 +219,7 @@ class Table:
         return text
 
     def markdown(self, found: Sequence[Mapping[str, Any]]) -> str:
-        """The table as it stands: ours ± the 95 % interval, the paper's number in brackets."""
+        """The table as it stands: ours ± the 95 % interval (see `mean_of_seeds`), the paper's number in brackets."""
         shown = {record["row"] for record in found}
         rows = [row for row in self.rows if row.name in shown]
         columns = list(dict.fromkeys(row.column for row in rows))
@@ -235,7 +237,7 @@ class Table:
             text.append(f"| {line} | " + " | ".join(cells) + f" | {steps} | {length} | {seconds} |")
         notes = dict.fromkeys(f"{row.line}: {row.note}" for row in rows if row.note)
         sources = dict.fromkeys(row.source for row in rows if row.source)
-        text += ["", *(f"* {note}" for note in notes)]
+        text += ["", *(f"* {note}" for note in [*notes, *note_on_seeds(found)])]
         if sources:
             text += [f"* Papers' numbers: {'; '.join(sources)}."]
         return "\n".join(text).rstrip() + "\n"
@@ -303,10 +305,20 @@ def _settings_in(path: Path) -> dict[str, Any] | None:
 
 
 def mean_of_seeds(results: Sequence[Mapping[str, Any]]) -> tuple[float, float | None]:
-    """Mean and half-width over the records of one cell by seed; widths are averaged too, as seeds share the tasks."""
+    """Mean over the records of one cell by seed, and the mean of their own half-widths, each over that seed's tasks.
+
+    It says how sure one seed's number is; how far the seeds lie apart is no part of it.
+    """
     widths = [result["ci95"] for result in results if result["ci95"] is not None]
     mean = sum(result["mean"] for result in results) / len(results)
     return mean, sum(widths) / len(widths) if widths else None
+
+
+def note_on_seeds(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What ± is where a cell is of several seeds; nothing where none is."""
+    cells = [(record["line"], record["column"]) for record in found]
+    several = len(set(cells)) < len(cells)
+    return ["± is the mean of the seeds' own 95 % intervals over tasks where a cell is of several seeds."] * several
 
 
 def _length(record: Mapping[str, Any]) -> str:
