@@ -105,6 +105,25 @@ def test_what_went_wrong_is_a_sentence_and_an_exit_code(capsys, error, code, sai
     assert said in sentence
 
 
+def test_ctrl_c_within_the_import_of_an_extension_is_ctrl_c(capsys):
+    def importing():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("Encountered an error while initializing the extension.") from error
+
+    with pytest.raises(SystemExit) as ended:
+        _reported(importing)()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+    def missing():
+        raise ImportError("no such module")
+
+    with pytest.raises(ImportError, match="no such module"):
+        _reported(missing)()
+
+
 def test_a_fault_of_this_package_is_not_taken_for_lack_of_memory():
     def fails():
         raise RuntimeError("shapes do not fit")

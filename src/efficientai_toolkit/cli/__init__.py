@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -81,6 +81,10 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
         except ToolkitError as error:
             print(f"Error: {error}", file=sys.stderr)
             raise SystemExit(3 if isinstance(error, DivergenceError) else 2) from None
+        except ImportError as error:
+            if not _interrupted(error):
+                raise
+            _end_interrupted()
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
                 raise
@@ -91,10 +95,21 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
             )
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
-            raise SystemExit(130) from None
+            _end_interrupted()
 
     return command
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether it was Ctrl-C that `error` came of: within the import of an extension it becomes an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _end_interrupted() -> NoReturn:
+    print("Interrupted.", file=sys.stderr)
+    raise SystemExit(130) from None
 
 
 app = typer.Typer(
