@@ -376,7 +376,7 @@ def test_targets_that_match_nothing_are_said(encoder):
     assert counted["lora"] == 3 * 8 * (32 + 32)
     assert counted["prefix"] is None
     table = CliRunner().invoke(app, ["adapters", "--model", str(encoder), "--target", "q_proj"]).stdout
-    assert "note" in table
+    assert "\nprefix: no module matches 'q_proj'\n" in table  # in one piece
     table = CliRunner().invoke(app, ["adapters", "--model", str(encoder)]).stdout
     assert "note" not in table
     assert "5e-04" in table
@@ -428,6 +428,32 @@ def test_a_user_s_own_labels_json_is_kept(checkpoint, tmp_path, own):
                 write(path, tmp_path / "out")
     assert file.read_bytes() == own
     assert list((tmp_path / "out").iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "learned.safetensors"])
+def test_a_user_s_own_arrays_are_kept(checkpoint, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out" / name
+    file.write_bytes(b"mine")
+    for write in (fuse, lambda path, folder: export_adapter(path, "peft", folder)):
+        with pytest.raises(OutputError, match="is a file of your own, which would be overwritten"):
+            write(checkpoint, tmp_path / "out")
+    assert file.read_bytes() == b"mine"
+    assert list((tmp_path / "out").iterdir()) == [file]
+
+
+def test_a_user_s_own_head_is_kept_by_export_peft_too(encoder, tmp_path):
+    model = attach(load_encoder(encoder), adapter_config("lora", rank=2), key=mx.random.key(0))
+    file = tmp_path / "head.safetensors"
+    file.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="is a file of your own"):
+        export_peft(model, tmp_path)
+    assert list(tmp_path.iterdir()) == [file]
+    file.unlink()
+    export_peft(model, tmp_path)
+    file.write_bytes(b"of the adapter before")
+    export_peft(model, tmp_path)
+    assert not file.exists()
 
 
 def test_a_head_has_its_labels_beside_it(encoder, dataset, tmp_path):

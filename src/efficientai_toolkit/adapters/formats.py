@@ -69,6 +69,7 @@ def write_folder(
     metadata: dict[str, str],
 ) -> Path:
     """Write one adapter folder, and the head beside it where one was trained."""
+    spare_own(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_arrays(folder / file, {k: mx.contiguous(a) for k, a in arrays.items()}, metadata)
@@ -80,6 +81,16 @@ def write_folder(
     except (OSError, RuntimeError) as error:
         raise OutputError(f"{folder} cannot be written: {error}") from error
     return folder
+
+
+def spare_own(folder: Path, *names: str) -> None:
+    """Raise an `OutputError` where `folder` has a head (or one of `names`) and is no adapter folder: it is the user's.
+
+    An adapter folder's is of an adapter that was there before, and is replaced or removed.
+    """
+    own = next((folder / name for name in (HEAD, *names) if os.path.exists(folder / name)), None)
+    if own is not None and not (folder / CONFIG).is_file():
+        raise OutputError(f"{own} is a file of your own, which would be overwritten; name another folder")
 
 
 def save_arrays(file: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str]) -> None:

@@ -35,14 +35,14 @@ def adapters(
     rows, faults = [], []
     for name in ADAPTERS:
         row: dict = {"method": name, "parameters": None, "bytes": None, "note": ""}
+        config = adapter_config(name)
         try:
-            config = adapter_config(name)
             # As `finetune` attaches it, which trains our head besides.
             row["parameters"] = count_parameters(base, config, target_modules, train_head=True)
             row["bytes"] = 4 * _ADAM * row["parameters"]
             row["learning_rate"] = config.learning_rate
         except AdapterError as error:
-            row["note"] = str(error).split(";")[0].split(". ")[0]
+            row["note"] = str(error).split(";")[0].split(". ")[0].removeprefix(f"{type(config).__name__}: ")
             faults.append(error)
         rows.append(row)
     if len(faults) == len(rows):
@@ -57,12 +57,14 @@ def adapters(
     table.add_column("method", no_wrap=True)
     for title in ("trainable", "of all", "memory in Adam", "learning rate"):
         table.add_column(title, justify="right")
-    if faults:
-        table.add_column("note")
     for row in rows:
         cells = ["–"] * 4
         if row["parameters"] is not None:
             share = f"{100 * row['parameters'] / whole:.2f} %"
             cells = [f"{row['parameters']:,}", share, bytes_of(row["bytes"]), f"{row['learning_rate']:.0e}"]
-        table.add_row(row["method"], *cells, *([row["note"]] if faults else []))
-    Console(highlight=False).print(table)
+        table.add_row(row["method"], *cells)
+    console = Console(highlight=False)
+    console.print(table)
+    for row in rows:  # below it: a column would be too narrow for them
+        if row["note"]:
+            console.print(f"{row['method']}: {row['note']}", soft_wrap=True, markup=False)

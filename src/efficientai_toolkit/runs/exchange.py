@@ -27,7 +27,7 @@ from ..adapters import ADAPTERS, AdapterConfig
 from ..adapters.attach import flat_parameters
 from ..adapters.attached import adapters_of
 from ..adapters.fixed import fixed_arrays
-from ..adapters.formats import CONFIG, HEAD, fuse_folder, read_config, save_arrays
+from ..adapters.formats import CONFIG, HEAD, fuse_folder, read_config, save_arrays, spare_own
 from ..adapters.formats_mlx import export_mlx_lm, import_mlx_lm
 from ..adapters.formats_peft import export_peft, import_peft
 from ..backbones import backbone_class
@@ -92,7 +92,7 @@ def export_adapter(path: str | Path, format: str, folder: str | Path, *, source:
 
     Raises:
         AdapterError: the method or the model has no counterpart there.
-        OutputError: the folder cannot be written, or has a `labels.json` of the user's own.
+        OutputError: the folder cannot be written, or has a `labels.json` or `head.safetensors` of the user's own.
     """
     write = EXPORTS[_format(format)]
     opened = open_adapted(path, source=source)
@@ -157,7 +157,7 @@ def fuse(
 
     Raises:
         AdapterError: the model has no pre-trained base.
-        OutputError: the folder cannot be written, or has a `labels.json` of the user's own.
+        OutputError: the folder cannot be written, or has a `labels.json` or `head.safetensors` of the user's own.
     """
     opened = open_adapted(path, source=source)
     if not opened.config.model.reads_texts:
@@ -172,8 +172,9 @@ def fuse(
 
 
 def _spare_own(folder: Path) -> None:
-    """Raise an `OutputError` where `labels.json` in `folder` is not one that `_write_learned` wrote."""
+    """Raise an `OutputError` where `labels.json` in `folder`, or an array file, is not one that was written for it."""
     if not os.path.exists(folder / LABELS):  # False, too, where it cannot be looked for: writing will say so
+        spare_own(folder, LEARNED)
         return
     try:
         about = read_json(folder / LABELS)
