@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from efficientai_toolkit.cli import app, main
 from efficientai_toolkit.config import MetaLearningConfig
-from efficientai_toolkit.errors import CheckpointError, DataError, DataNotFoundError, ModelError
+from efficientai_toolkit.errors import CheckpointError, DataError, DataNotFoundError, ModelError, OutputError
 from efficientai_toolkit.runs.adapted import (
     ABOUT,
     ARRAYS,
@@ -306,6 +306,73 @@ def test_bad_examples_end_as_one_sentence(runs, tmp_path, cli, text, said):
     assert done.exit_code == 2
     assert said in done.stderr
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "background", "said"),
+    [
+        ("rose", ["green"], None, "inputs is 'rose', one alone; expected a list"),
+        ([], [], None, "got 0 inputs and 0 labels; expected as many of each, one at least"),
+        (SUPPORT, ["green"], None, "got 7 inputs and 1 labels"),
+        (SUPPORT, LABELS, [], "the background is empty"),
+        (SUPPORT, LABELS, "rose", "background is 'rose', one alone"),
+    ],
+)
+def test_what_cannot_be_examples_is_said_in_python_too(runs, inputs, labels, background, said):
+    with pytest.raises(DataError, match=said):
+        adapt_checkpoint(runs["protonet"], inputs, labels, background=background)
+
+
+def test_no_input_has_no_answer_and_one_alone_is_no_list(runs):
+    adapted = adapt_checkpoint(runs["protonet"], SUPPORT, LABELS)
+    assert adapted.predict([]) == []
+    for ask in (adapted.predict, adapted.outputs):
+        with pytest.raises(DataError, match="inputs is 'rose', one alone"):
+            ask("rose")
+    with pytest.raises(DataError, match="there are no inputs"):
+        adapted.outputs([])
+
+
+def test_a_user_s_own_adapted_json_is_kept(runs, examples, tmp_path, cli):
+    (tmp_path / "own").mkdir()
+    own = tmp_path / "own" / "adapted.json"
+    own.write_text('{"format": "mine"}')
+    adapted = adapt_checkpoint(runs["protonet"], SUPPORT, LABELS)
+    with pytest.raises(OutputError, match=r"adapted\.json is a file of your own, which would be overwritten"):
+        adapted.save(tmp_path / "own")
+    done = cli("adapt", "--checkpoint", runs["protonet"], "--support", examples, "--output", tmp_path / "own")
+    assert done.exit_code == 2
+    assert own.read_text() == '{"format": "mine"}'
+    assert list((tmp_path / "own").iterdir()) == [own]
+
+
+def test_what_a_command_cannot_use_is_said(runs, examples, tmp_path, cli):
+    def refused(*arguments):
+        done = cli(*arguments)
+        assert done.exit_code == 2
+        return done.stderr
+
+    adapt = ("adapt", "--checkpoint", runs["protonet"], "--support")
+    assert "--steps: protonet adapts in closed form" in refused(*adapt, examples, "--steps", "3", "--output", tmp_path)
+    assert "is a folder; the model reads texts" in refused(*adapt, tmp_path, "--output", tmp_path / "a")
+    assert "x.csv: Not a directory" in refused(*adapt, examples, "--output", _file(tmp_path / "x.csv"))
+    assert cli(*adapt, examples, "--output", tmp_path / "a").exit_code == 0
+    predict = ("predict", "--adapter", tmp_path / "a", "--input")
+    assert "is a folder; the model reads texts" in refused(*predict, tmp_path)
+    assert "--threshold nan: expected a number" in refused(*predict, examples, "--threshold", "nan")
+
+
+def _file(path):
+    path.write_text("")
+    return path
+
+
+def test_a_text_with_several_labels_is_said_once(runs, tmp_path, cli):
+    file = tmp_path / "twice.csv"
+    file.write_text("text,label\nmy rose,green\nmy cat,furry\nmy rose,red\nmy rose,furry\nmy cat,furry\n")
+    done = cli("adapt", "--checkpoint", runs["protonet"], "--support", file, "--output", tmp_path / "a")
+    assert done.exit_code == 0
+    assert done.stderr == f"Warning: {file} has 'my rose' as green and as red and as furry\n"
 
 
 def test_adapting_does_not_import_what_it_does_not_need(runs, examples, tmp_path):

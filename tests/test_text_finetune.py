@@ -115,6 +115,54 @@ def test_finetune_from_the_command_line(encoder, dataset, tmp_path):
     assert re.fullmatch(r"1 of each label: training loss [\d.]+, accuracy [\d.]+ % on mine.csv", progress[1])
 
 
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (None, "Not a directory"),
+        ("curve.json", "is a file of your own"),
+        ("curve.png", "is a file of your own"),
+        ("adapted.json", "is a file of your own"),
+    ],
+)
+def test_where_nothing_can_be_written_nothing_is_trained(encoder, dataset, tmp_path, monkeypatch, own, said):
+    monkeypatch.setattr("efficientai_toolkit.recipes.finetune.finetune", None)
+    output = tmp_path / "out"
+    if own is None:
+        output.write_text("mine")
+    else:
+        output.mkdir()
+        (output / own).write_text('{"my": "curve"}')
+    given = ["finetune", "--data", str(dataset), "--model", str(encoder), "--output", str(output)]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    if own is not None:
+        assert (output / own).read_text() == '{"my": "curve"}'
+    done = CliRunner().invoke(app, [*given[:-1], str(tmp_path / "new" / "folder"), "--epochs", "0"])
+    assert done.exit_code == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_seed_and_a_table_of_completions_that_cannot_be(encoder, dataset, tmp_path):
+    def said(*options):
+        given = ["finetune", "--data", str(dataset), "--model", str(encoder), "--output", str(tmp_path / "x"), *options]
+        done = CliRunner().invoke(app, given)
+        assert done.exit_code == 2
+        return done.stderr
+
+    assert "seed must be a whole number" in said("--seed", "-1")
+    assert f"{dataset}: completions are a .jsonl, and this is a .csv file" in said("--completions")
+
+
+def test_a_text_with_several_labels_is_said_before_the_training(encoder, dataset, tmp_path):
+    file = tmp_path / "twice.csv"
+    file.write_text("text,label\nmy rose,green\nmy cat,furry\nmy rose,furry\n")
+    given = ["finetune", "--data", str(file), "--model", str(encoder), "--output", str(tmp_path / "x"), "--epochs", "1"]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith(f"Warning: {file} has 'my rose' as green and as furry\n")
+
+
 def test_an_interrupted_fine_tuning_keeps_what_it_learned(encoder, dataset, tmp_path, monkeypatch):
     from efficientai_toolkit.cli import finetune as command
 

@@ -60,6 +60,26 @@ def writing(path: str | Path) -> Iterator[None]:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 
+def check_folder(folder: str | Path) -> None:
+    """See that `folder`, which need not be there yet, can be written; nothing is made.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    nearest = folder = Path(folder)
+    with writing(folder):
+        while True:
+            try:
+                os.lstat(nearest)
+                break
+            except FileNotFoundError:
+                nearest = nearest.parent
+        fault = 0 if nearest.is_dir() else errno.ENOTDIR
+        fault = fault or (0 if os.access(nearest, os.W_OK | os.X_OK) else errno.EACCES)
+        if fault:
+            raise OSError(fault, os.strerror(fault))
+
+
 def disk_is_full(error: OutputError) -> bool:
     """Whether it was for want of space that a file could not be written."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,33 @@ def support_of(path: Path) -> tuple[list[str], list[str]]:
     """Texts and labels of a file of examples, at least two different labels."""
     from ..tasks.labelled import read_examples, require_classes
 
+    _refuse_folder(path)
     examples = read_examples(path)
     require_classes(examples, str(path))
-    return [example.text for example in examples], [str(example.label) for example in examples]
+    texts, labels = [example.text for example in examples], [str(example.label) for example in examples]
+    warn_of_labels(texts, labels, str(path))
+    return texts, labels
+
+
+def warn_of_labels(texts: Sequence[Any], labels: Sequence[str], name: str) -> None:
+    """Say it where one text has several labels: mostly a slip in the labelling, and nothing that can be learned."""
+    found: dict[Any, list[str]] = {}
+    for text, label in zip(texts, labels, strict=True):
+        known = found.setdefault(text, [])
+        if label not in known:
+            known.append(label)
+    several = [(text, known) for text, known in found.items() if len(known) > 1]
+    if several:
+        text, known = several[0]
+        more = f" (and {len(several) - 1} more)" if len(several) > 1 else ""
+        print(f"Warning: {name} has {text!r:.60} as {' and as '.join(known)}{more}", file=sys.stderr)
+
+
+def _refuse_folder(path: str | Path) -> None:
+    from ..errors import DataError
+
+    if Path(path).is_dir():
+        raise DataError(f"{path} is a folder; the model reads texts: give a file of them (.csv, .tsv or .jsonl)")
 
 
 def texts_of(path: str) -> tuple[list[str], list[str] | None]:
@@ -23,6 +48,7 @@ def texts_of(path: str) -> tuple[list[str], list[str] | None]:
     if path == "-":
         examples = parse_examples(sys.stdin.buffer.read(), "standard input", "", labelled=False)
     else:
+        _refuse_folder(path)
         examples = read_examples(path, labelled=False)
     labels = [example.label for example in examples]
     return [example.text for example in examples], None if None in labels else [str(label) for label in labels]

@@ -113,9 +113,11 @@ def finetune(
     from ..devices import select_device
     from ..errors import ConfigurationError
     from ..recipes import finetune as recipe
+    from ..runs.adapted_folder import ABOUT, CURVE, FIGURE, check_output
     from ..runs.interrupt import interruptible
     from ..tasks.storage import data_root
     from .evaluate import whole_numbers
+    from .examples import warn_of_labels
 
     if completions and (test or shots):
         raise ConfigurationError(
@@ -134,7 +136,8 @@ def finetune(
         "max_length": (256 if completions else 64) if max_length is None else max_length,
         "seed": seed or 0,
     }
-    recipe.check_settings(learning_rate, epochs, batch_size, settings["max_length"])
+    recipe.check_settings(learning_rate, epochs, batch_size, settings["max_length"], settings["seed"])
+    check_output(output, *(() if completions else (ABOUT,)), CURVE, FIGURE)  # not after hours of training
     if completions:
         _completions(data, output, {**settings, "chat_template": not no_chat_template}, json)
         return
@@ -142,6 +145,8 @@ def finetune(
     task = recipe.read_task(data, test, data_root(data_dir))
     if counts:
         recipe.check_shots(task, counts)
+    if Path(data).is_file():
+        warn_of_labels(task.train.texts, [task.names[label] for label in task.train.labels], data)
     if test and task.test:
         trained = set(task.train.texts)
         known = sum(text in trained for text in task.test.texts)
@@ -198,7 +203,9 @@ def _completions(data: str, output: Path, settings: dict[str, Any], json: bool) 
     import shlex
 
     from ..adapters import adapter_class
+    from ..adapters.formats import spare_own
     from ..adapters.formats_mlx import check_method, export_mlx_lm
+    from ..errors import DataError
     from ..recipes.language import finetune_completions
     from ..runs.interrupt import interruptible
     from ..tasks.completions import read_completions
@@ -208,6 +215,9 @@ def _completions(data: str, output: Path, settings: dict[str, Any], json: bool) 
 
     if settings["method"] is not None:
         check_method(adapter_class(settings["method"]))  # before the training, whose result could not be written
+    spare_own(output)
+    if (suffix := Path(data).suffix.lower()) in (".csv", ".tsv"):
+        raise DataError(f"{data}: completions are a .jsonl, and this is a {suffix} file")
     rows = read_completions(data)
     with interruptible() as interrupted:
         done = finetune_completions(rows, watch=told, stop=interrupted.is_set, **settings)
@@ -230,11 +240,12 @@ def _keep(output: Path, report: dict[str, Any], whole: bool) -> None:
     """The learning curve as numbers and as a figure."""
     from ..files import write_json
     from ..recipes.finetune_plot import learning_curves
+    from ..runs.adapted_folder import CURVE, FIGURE
     from ..runs.plots import save
 
     report["stopped"] = "completed" if whole else "interrupted"
-    write_json(output / "curve.json", report)
-    save(learning_curves(report["curve"], report.get("metric"), report.get("by_shots", ())), output / "curve.png")
+    write_json(output / CURVE, report)
+    save(learning_curves(report["curve"], report.get("metric"), report.get("by_shots", ())), output / FIGURE)
 
 
 def _end(output: Path, report: dict[str, Any], cut: bool, what: str, rest: list[str], json: bool) -> None:

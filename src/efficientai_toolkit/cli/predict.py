@@ -34,17 +34,20 @@ def predict(
     json: Json = False,
 ) -> None:
     """One line an input: (an image's file,) its label and the label's probability, with tabs between them."""
+    import math
     import sys
 
     import numpy as np
 
     from ..devices import select_device
-    from ..errors import DataError
+    from ..errors import ConfigurationError, DataError
     from ..runs.adapted import AdaptedTask, targets
     from ..runs.exchange import refuse_foreign
     from ..runs.loaded import read_arrays
     from .examples import texts_of
 
+    if threshold is not None and math.isnan(threshold):  # no score is below it
+        raise ConfigurationError("--threshold nan: expected a number; with inf nothing fits, with -inf everything")
     select_device(device)
     refuse_foreign(adapter)
     adapted = AdaptedTask.load(adapter, source=base)

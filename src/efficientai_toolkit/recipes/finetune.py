@@ -20,6 +20,7 @@ from ..nn.trees import check_fit
 from ..pretrained import backbone_of, load_tokenizer
 from ..runs.adapted import AdaptedTask
 from ..runs.loaded import Loaded, structure
+from ..settings import check_seed
 from ..tasks.glue import METRICS
 from ..tasks.text import Text, used_length
 from .intents import prefix_of
@@ -101,7 +102,7 @@ def finetune(
         DivergenceError: the loss became NaN or infinite.
         KeyboardInterrupt: `stop` said so before the first step.
     """
-    check_settings(learning_rate, epochs, batch_size, max_length)
+    check_settings(learning_rate, epochs, batch_size, max_length, seed)
     if method is None and (target_modules or options):
         raise ConfigurationError(
             "target_modules and options belong to an adapter; without one the whole model is trained"
@@ -177,8 +178,9 @@ def finetune(
     return Finetuned(adapted, curve, stopped)
 
 
-def check_settings(learning_rate: float | None, epochs: int, batch_size: int, max_length: int) -> None:
+def check_settings(learning_rate: float | None, epochs: int, batch_size: int, max_length: int, seed: int = 0) -> None:
     """Raise `ConfigurationError` where a training cannot be run with these."""
+    check_seed(seed)
     if learning_rate is not None and not 0 < learning_rate < np.inf:
         raise ConfigurationError(f"learning_rate is {learning_rate}; expected a positive number, or none: the method's")
     if epochs < 1 or batch_size < 1:

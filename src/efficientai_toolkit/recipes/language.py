@@ -66,7 +66,7 @@ def finetune_completions(
         DivergenceError: the loss became NaN or infinite.
         KeyboardInterrupt: `stop` said so before the first step.
     """
-    check_settings(learning_rate, epochs, batch_size, max_length)
+    check_settings(learning_rate, epochs, batch_size, max_length, seed)
     if method is None:
         raise ConfigurationError("completions are learned by an adapter, so that mlx-lm can load it; choose a method")
     settings = adapter_config(method, **(options or {}))

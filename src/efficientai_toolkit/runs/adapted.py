@@ -20,11 +20,12 @@ from ..adapters.fixed import fixed_arrays
 from ..checkpoint import read_npz, write_npz
 from ..config import MetaLearningConfig
 from ..errors import CheckpointError, DataError, DataNotFoundError, ModelError
-from ..files import read_json, write_json
+from ..files import write_json
 from ..learners.learner import apply_fast
 from ..nn.functional import trainable, update
 from ..nn.statistics import by_module, by_path, given, recorded
 from ..nn.trees import check_fit, flatten
+from .adapted_folder import ABOUT, ARRAYS, CURVE, FORMAT, FORMAT_VERSION, check_output, read_about
 from .base_model import check_base, describe_base, move_base, placing, take_fixed
 from .build import checkpoint_file
 from .loaded import Inputs, Loaded, load_learner, structure, widen_head
@@ -32,21 +33,9 @@ from .loaded import Inputs, Loaded, load_learner, structure, widen_head
 if TYPE_CHECKING:
     from ..learners.base import MetaLearner
 
-FORMAT, FORMAT_VERSION = "efficientai-toolkit adapted model", 1
-ABOUT, ARRAYS = "adapted.json", "adapted.npz"
-_CURVE = "curve.json"  # what `finetune` tells of a training, beside them
 _STATISTICS = "statistics/"  # what the names of the support's begin with in a file
 _BATCH = 32
 _OFF_SHARE = 0.95
-# What `adapted.json` must hold, and the types of each.
-_PARTS: dict[str, tuple[type, ...]] = {
-    "labels": (list, type(None)),
-    "examples": (dict,),
-    "threshold": (int, float, type(None)),
-    "columns": (list, type(None)),
-    "base": (dict,),
-    "config": (dict,),
-}
 _FOLDS = 3  # of held-out support examples that a threshold is calibrated on
 
 
@@ -114,6 +103,9 @@ class AdaptedTask:
 
     def outputs(self, inputs: Any) -> mx.array:
         """Texts or files of images (N,), or arrays (N, *input) → logits (N, labels), or targets (N, *output)."""
+        _check_list(inputs, "inputs")
+        if len(inputs) == 0:
+            raise DataError("there are no inputs")
         problem, parts = self.learner.problem(), []
         with given(by_module(self.learner.model, self.statistics)):
             for start in range(0, len(inputs), _BATCH):
@@ -133,6 +125,9 @@ class AdaptedTask:
         """What `predict` says of every input, with its score, which the threshold is compared with."""
         if self.labels is None:
             raise ModelError("this is a regression model, which predicts numbers, not labels; use `outputs`")
+        _check_list(inputs, "inputs")
+        if len(inputs) == 0:
+            return []
         logits = self.outputs(inputs)
         threshold = -np.inf if self.threshold is None else self.threshold
         probabilities, fits = np.array(mx.softmax(logits, axis=-1)), scores(logits)
@@ -143,10 +138,15 @@ class AdaptedTask:
         ]
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder; what a former call wrote there is replaced, and a curve of its training removed."""
+        """Write the folder; what a former call wrote there is replaced, and a curve of its training removed.
+
+        Raises:
+            OutputError: it cannot be written, or has an `adapted.json` that is not of this toolkit.
+        """
         folder = Path(folder)
+        check_output(folder, ABOUT)
         if (folder / ABOUT).is_file():
-            (folder / _CURVE).unlink(missing_ok=True)
+            (folder / CURVE).unlink(missing_ok=True)
         about = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -180,7 +180,7 @@ class AdaptedTask:
         folder = Path(folder)
         if not (folder / ABOUT).is_file():
             raise DataNotFoundError(f"{folder} has no {ABOUT}: not a folder that `adapt` wrote")
-        about = _about(folder / ABOUT)
+        about = read_about(folder / ABOUT)
         config = MetaLearningConfig.from_dict(about["config"], where=str(folder / ABOUT))
         move_base(config, source)
         arrays, header = read_npz(folder / ARRAYS)
@@ -225,9 +225,17 @@ def adapt_checkpoint(
         columns: names of the numbers of an input, kept for those who will ask.
 
     Raises:
-        DataError, ModelError: the examples cannot be learned by this model.
+        DataError: there are no examples, or not as many labels.
+        ModelError: the examples cannot be learned by this model.
         CheckpointError: the checkpoint is damaged, or is for another base model.
     """
+    _check_list(inputs, "inputs")
+    if len(inputs) == 0 or len(inputs) != len(labels):
+        raise DataError(f"got {len(inputs)} inputs and {len(labels)} labels; expected as many of each, one at least")
+    if background is not None:
+        _check_list(background, "background")
+        if len(background) == 0:
+            raise DataError("the background is empty; expected inputs that fit no label, or None")
     path = checkpoint_file(checkpoint)
     base = load_learner(path, source=source)
     learner = base.learner
@@ -296,6 +304,11 @@ def calibrate(
     return threshold_between(np.concatenate(known), off) if known else float(np.quantile(off, _OFF_SHARE))
 
 
+def _check_list(inputs: Any, name: str) -> None:
+    if isinstance(inputs, (str, bytes, Path)):
+        raise DataError(f"{name} is {inputs!r:.60}, one alone; expected a list of them")
+
+
 def threshold_between(on: np.ndarray, off: np.ndarray) -> float:
     """The threshold with the best balanced accuracy between scores of known inputs and of the background."""
     # Between neighbouring scores, so that a threshold is no example's own score.
@@ -303,25 +316,6 @@ def threshold_between(on: np.ndarray, off: np.ndarray) -> float:
     candidates = (every[1:] + every[:-1]) / 2 if len(every) > 1 else every
     balanced = (on >= candidates[:, None]).mean(1) + (off < candidates[:, None]).mean(1)
     return float(candidates[int(np.argmax(balanced))])
-
-
-def _about(file: Path) -> dict[str, Any]:
-    """What `adapted.json` says, with all of its parts there."""
-    about = read_json(file)
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise CheckpointError(f"{file} is of another format; expected one that `adapt` wrote")
-    if about.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file} has version {about.get('format_version')!r}; this release reads {FORMAT_VERSION}"
-        )
-    about.setdefault("columns", None)  # older files have no names
-    bad = [name for name, types in _PARTS.items() if name not in about or not isinstance(about[name], types)]
-    if not bad:
-        sizes = {"input_shape": list, "output_dim": int}
-        bad = [f"base.{name}" for name, kind in sizes.items() if not isinstance(about["base"].get(name), kind)]
-    if bad:
-        raise CheckpointError(f"{file} is damaged: {', '.join(bad)} missing or of the wrong type; adapt again")
-    return about
 
 
 @contextlib.contextmanager
