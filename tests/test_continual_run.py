@@ -193,7 +193,7 @@ def test_titles_fit_the_figure_and_steps_that_were_measured_are_ticks(contexts, 
 
 def test_a_winner_is_named_where_the_seeds_tell_it_apart():
     assert figures.told_apart([0.9, 0.8, 0.7], [0.8, 0.7, 0.6]) == 1  # seed by seed, however far the seeds are apart
-    assert figures.told_apart([0.8, 0.7], [0.9, 0.8, 0.7]) == -1
+    assert figures.told_apart([0.8, 0.7], [0.9, 0.803, 0.7]) == -1  # the third seed has nothing to pair with
     assert figures.told_apart([0.9, 0.7], [0.8, 0.7]) == 0
     assert figures.told_apart([0.9], [0.1]) == 0
     values = {"naive": [0.5, 0.6, 0.5], "ewc": [0.8, 0.9, 0.7], "replay": [0.81, 0.85, 0.78]}

@@ -14,6 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from ..intervals import mean_ci95
 from ..runs.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, percents, save, styled, wrapped
+from .metrics import by_seed, values_by_seed
 
 TITLES = {
     "naive": "fine-tuning",
@@ -56,24 +57,33 @@ def colour_of(strategy: str, strategies: list[str]) -> str:
 
 
 def by_strategy(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """strategy → the records of its seeds."""
-    found: dict[str, list] = {}
-    for key, record in results["runs"].items():
-        found.setdefault(key.rpartition("/")[0], []).append(record)
-    return found
+    """strategy → the records of its seeds, in their order."""
+    return {name: list(mine.values()) for name, mine in by_seed(results["runs"]).items()}
 
 
-def told_apart(ours: Sequence[float], theirs: Sequence[float]) -> int:
-    """1 or -1 where the 95 % interval of the difference, seed by seed, is above or below zero, else 0."""
-    both = np.array(list(zip(ours, theirs, strict=False)))  # a run that goes on has more seeds of some
-    mean, half = mean_ci95(both[:, 0] - both[:, 1])
+def told_apart(ours: Sequence[float | None], theirs: Sequence[float | None]) -> int:
+    """1 or -1 where the 95 % interval of the difference, seed by seed, is above or below zero, else 0.
+
+    A seed that one of them has not (a run that goes on) is left out. Two seeds with the same difference tell nothing:
+    few test rows make that happen, and the interval would have no width.
+    """
+    both = zip(ours, theirs, strict=False)
+    differences = np.array([a - b for a, b in both if a is not None and b is not None])
+    if len(differences) < 2 or (len(differences) == 2 and np.ptp(differences) < 1e-9):
+        return 0
+    mean, half = mean_ci95(differences)
     return 0 if half is None or abs(mean) <= half else int(np.sign(mean))
 
 
-def leaders(values: Mapping[str, Sequence[float]]) -> list[str]:
+def leaders(values: Mapping[str, Sequence[float | None]]) -> list[str]:
     """strategy → a value a seed: the one with the highest mean, then those that are not told apart from it."""
-    ranked = sorted(values, key=lambda name: -np.mean(values[name]))
+    ranked = sorted(values, key=lambda name: -np.mean(known(values[name])))
     return [name for name in ranked if name == ranked[0] or not told_apart(values[ranked[0]], values[name])]
+
+
+def known(values: Sequence[float | None]) -> list[float]:
+    """Those of the seeds that have one."""
+    return [value for value in values if value is not None]
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> dict[Path, str]:
@@ -254,17 +264,15 @@ def _where(results: Mapping[str, Any]) -> str:
 
 def _who_keeps(results: Mapping[str, Any]) -> str:
     """The strategy that ends highest, without the upper bound, where the seeds tell it apart."""
-    ends = {
-        name: [record["average_accuracy"] for record in records]
-        for name, records in by_strategy(results).items()
-        if name != "joint"
-    }
+    ends = {n: v for n, v in values_by_seed(results["runs"], "average_accuracy").items() if n != "joint"}
     best, *others = leaders(ends)
+    if len(ends) == 1:
+        return f"{title_of(best)} ends at {100 * np.mean(known(ends[best])):.1f} %"
     if others:
-        one = len(ends[best]) == 1
+        one = len(known(ends[best])) == 1
         why = "one seed, differences are not tested" if one else "the seeds do not tell the best apart"
         return f"accuracy as learning goes on; {why}"
-    return f"{title_of(best)} ends highest, at {100 * np.mean(ends[best]):.1f} %"
+    return f"{title_of(best)} ends highest, at {100 * np.mean(known(ends[best])):.1f} %"
 
 
 def _one(width: float, height: float) -> tuple[Figure, Axes]:

@@ -7,6 +7,7 @@ measured is NaN. Reference: Lopez-Paz & Ranzato (2017), GEM; Chaudhry et al. (20
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -69,3 +70,19 @@ def summary(matrix: ArrayLike, untrained: ArrayLike | None = None) -> dict[str, 
         "learning_accuracy": learning_accuracy(matrix),
     }
     return {name: value if np.isfinite(value) else None for name, value in values.items()}
+
+
+def by_seed(runs: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
+    """ "STRATEGY/seedN" → record, in whatever order: strategy → N → record, in the order of N."""
+    found: dict[str, dict[int, Any]] = {}
+    for key, record in runs.items():
+        name, _, seed = key.rpartition("/seed")
+        found.setdefault(name, {})[int(seed)] = record
+    return {name: dict(sorted(mine.items())) for name, mine in found.items()}
+
+
+def values_by_seed(runs: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, list[float | None]]:
+    """strategy → a value for each seed that any strategy has, so that they pair; None where there is none."""
+    found = by_seed(runs)
+    seeds = sorted({seed for mine in found.values() for seed in mine})
+    return {name: [mine.get(seed, {}).get(metric) for seed in seeds] for name, mine in found.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..files import read_json, write_text
-from .figures import draw, leaders, title_of
+from .figures import draw, known, leaders, title_of
 
 _KINDS = {
     "task": "each context has outputs of its own, and at test time the context is known",
@@ -101,7 +101,7 @@ def reading(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ends = {n: v["average_accuracy"]["mean"] for n, v in summary.items() if n != "joint"}
     first = leaders({n: summary[n]["average_accuracy"]["values"] for n in ends})
     sentences = []
-    if len(ends) > 1 and len(summary[first[0]]["average_accuracy"]["values"]) == 1:
+    if len(ends) > 1 and len(known(summary[first[0]]["average_accuracy"]["values"])) == 1:
         return ["One seed: differences between strategies are not tested."]
     if len(first) > 1:
         shown = ", ".join(f"{title_of(name)} {100 * ends[name]:.1f} %" for name in first)

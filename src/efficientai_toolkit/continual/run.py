@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..errors import ConfigurationError, did_you_mean
 from ..files import read_json, write_json
 from ..intervals import mean_ci95
 from . import build_learner, strategy_class
-from .metrics import adaptation_speed, summary
+from .metrics import adaptation_speed, by_seed, summary, values_by_seed
 from .scenarios import Scenario
 from .streams import STREAMS, build_scenario
 
@@ -125,17 +125,19 @@ def run(
     """
     folder = Path(folder)
     path = folder / "results.json"
-    results = {"experiment": "continual", "plan": plan.describe(), "runs": {}}
+    ours = plan.describe()
+    results = {"experiment": "continual", "plan": ours, "runs": {}}
     if path.is_file():
         found = read_json(path)
-        ours, theirs = (_identity(p) for p in (results["plan"], found.get("plan", {})))
-        differing = [name for name in ours if ours[name] != theirs.get(name)]
-        if differing:
-            raise ConfigurationError(
-                f"{path} is of another experiment ({differing[0]} was {theirs.get(differing[0])!r}, now "
-                f"{ours[differing[0]]!r}); give another folder"
-            )
+        theirs = {"strategies": {}, "seeds": [], **found.get("plan", {})}
         results |= {name: found[name] for name in ("runs", "contexts") if name in found}
+        run_already = by_seed(results["runs"])
+        again = [name for name in plan.strategies if name in run_already and name in theirs["strategies"]]
+        refuse_another(path, _identity(ours, again), _identity(theirs, again))
+        # What was run before, by another plan, is in the results, too.
+        kept = {name: options for name, options in theirs["strategies"].items() if name in run_already}
+        seeds = sorted({*ours["seeds"], *(seed for seeds in run_already.values() for seed in seeds)})
+        results["plan"] = {**ours, "strategies": {**kept, **ours["strategies"]}, "seeds": seeds}
     build = build or (lambda scenario, seed: build_mlp(scenario, seed, plan.hidden_dim, plan.num_layers))
     for seed in plan.seeds:
         scenario = None
@@ -147,14 +149,16 @@ def run(
                 scenario = build_scenario(
                     plan.stream, plan.kind, data_dir=data_dir, seed=seed, contexts=plan.contexts, active=plan.active
                 )
-                results["contexts"] = scenario.names
+                if seed == min(results["plan"]["seeds"]) or "contexts" not in results:
+                    results["contexts"] = scenario.names
             checkpoint = folder / "checkpoints" / f"{name.replace('+', '-')}-seed{seed}.npz"
             joint = name == "joint"
             iterations = plan.iterations * (len(scenario) if joint else 1)  # as many steps as the others take in all
             learner = _learner(plan, name, build(scenario, seed), iterations=iterations, seed=seed)
             results["runs"][key] = run_one(
-                learner, scenario, f"{name}, seed {seed}", iterations, checkpoint, watch, joint=joint
-            )
+                learner, scenario, f"{name}, seed {seed}", iterations, checkpoint, watch,
+                joint=joint, made_by=_identity(ours, [name]),
+            )  # fmt: skip
             results["summary"] = summarise(results["runs"])
             write_json(path, results)
             checkpoint.unlink(missing_ok=True)
@@ -172,6 +176,7 @@ def run_one(
     watch: Watch,
     *,
     joint: bool = False,
+    made_by: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One learner over all contexts: its accuracy matrix and what follows from it.
 
@@ -183,10 +188,13 @@ def run_one(
         checkpoint: kept after every context, and gone on from.
         watch: told one line a context.
         joint: learn once, from the examples of all contexts, for `iterations` steps.
+        made_by: the settings, as JSON; a checkpoint that was made by others is refused.
     """
     record: dict[str, Any] = {"seconds": 0.0, "matrix": [], "curves": [], "untrained": None}
     if checkpoint.is_file():
         arrays, header = read_npz(checkpoint)
+        if made_by is not None and header.get("made_by") is not None:
+            refuse_another(checkpoint, made_by, header["made_by"])
         learner.load_state(arrays)
         record = header["record"]
     else:
@@ -202,7 +210,7 @@ def run_one(
         record["seconds"] += time.perf_counter() - started
         record["curves"].append(curve)
         record["matrix"].append(_row(learner, scenario))
-        write_npz(checkpoint, learner.state(), {"record": record})
+        write_npz(checkpoint, learner.state(), {"record": record, "made_by": made_by})
         seen = record["matrix"][-1] if joint else record["matrix"][-1][: number + 1]
         watch(
             f"{name}: context {number + 1} of {len(scenario)} ({scenario.names[number]}): "
@@ -220,15 +228,12 @@ def run_one(
 
 
 def summarise(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """strategy → metric → {"mean", "ci95", "values"} over the seeds."""
-    table: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(key.rpartition("/")[0] for key in runs):
-        mine = [record for key, record in runs.items() if key.rpartition("/")[0] == name]
-        table[name] = {"seeds": len(mine)}
-        for metric in METRICS:
-            values = [record[metric] for record in mine if record.get(metric) is not None]
-            if values:
-                mean, half = mean_ci95(values)
+    """strategy → metric → {"mean", "ci95", "values"} over the seeds; `values` as `values_by_seed` gives them."""
+    table = {name: {"seeds": len(mine)} for name, mine in by_seed(runs).items()}
+    for metric in METRICS:
+        for name, values in values_by_seed(runs, metric).items():
+            if known := [value for value in values if value is not None]:
+                mean, half = mean_ci95(known)
                 table[name][metric] = {"mean": mean, "ci95": half, "values": values}
     return table
 
@@ -262,9 +267,19 @@ def _learner(plan: Plan, name: str, model: nn.Module, **settings: Any) -> Any:
         raise ConfigurationError(f"strategy {name!r} cannot be built from {options}: {error}") from error
 
 
-def _identity(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree for results to belong together; more strategies and seeds may be added."""
-    return {name: value for name, value in plan.items() if name not in ("strategies", "seeds")}
+def _identity(plan: Mapping[str, Any], strategies: Iterable[str]) -> dict[str, Any]:
+    """What must agree for results of `strategies` to belong together; more strategies and seeds may be added."""
+    shared = {name: value for name, value in plan.items() if name not in ("strategies", "seeds")}
+    return shared | {f"options of {name}": plan["strategies"][name] for name in strategies}
+
+
+def refuse_another(path: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raise a ConfigurationError where `path`, which was made by the settings `theirs`, is not of `ours`."""
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            raise ConfigurationError(
+                f"{path} is of another experiment ({name} was {theirs.get(name)!r}, now {value!r}); give another folder"
+            )
 
 
 def _training_rows(scenario: Scenario, number: int, joint: bool) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
