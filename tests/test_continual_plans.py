@@ -10,6 +10,9 @@ import pytest
 from efficientai_toolkit.continual import figures, report
 from efficientai_toolkit.continual.run import Plan, run, summarise
 from efficientai_toolkit.errors import ConfigurationError
+from efficientai_toolkit.recipes import continual
+from efficientai_toolkit.recipes.reproduce import load_table
+from efficientai_toolkit.recipes.reproduce.table import Run
 
 
 @pytest.fixture
@@ -112,3 +115,21 @@ def test_a_strategy_alone_has_no_others_to_be_above(contexts, tmp_path):
     title = figures.forgetting(run(plan(contexts), tmp_path))._suptitle.get_text().replace("\n", " ")
     assert "fine-tuning ends at " in title
     assert "highest" not in title
+
+
+def test_a_table_whose_settings_changed_is_measured_by_the_new_ones(tmp_path, data_dir, monkeypatch):
+    table = load_table("continual")
+    (row,) = table.chosen(["split-task-si"])
+    monkeypatch.setitem(continual._QUICK, "iterations", 2)
+
+    def measured(folder: Path) -> dict:
+        found = table.measure(row, Run(folder, row.name, 0, data_dir, True, None))
+        assert found["config"]["strategies"] == {"si": {"si_c": continual._C["split-mnist"]["task"]}}
+        return found["evaluation"]["runs"]["si/seed0"]
+
+    before = measured(tmp_path / "a")
+    monkeypatch.setitem(continual._C, "split-mnist", {"task": 1e6})
+    after = measured(tmp_path / "a")
+    assert after["matrix"] == measured(tmp_path / "b")["matrix"] != before["matrix"]
+    monkeypatch.setitem(continual._QUICK, "iterations", 3)
+    assert measured(tmp_path / "a")["curves"][0]["steps"][-1] == 3

@@ -19,7 +19,7 @@ from ..adapters import adapter_config, attach
 from ..backbones.bert import Encoder, load_encoder, load_tokenizer
 from ..backbones.frozen_prefix import FrozenPrefix
 from ..continual import build_learner
-from ..continual.run import run_one, summarise
+from ..continual.run import refuse_another, run_one, summarise
 from ..continual.scenarios import Part, Scenario
 from ..errors import ConfigurationError, did_you_mean
 from ..files import read_json, write_json, writing
@@ -255,15 +255,10 @@ def experiment(
     path = folder / "results.json"
     described = config.to_dict()
     results: dict[str, Any] = {"experiment": "melpa", "config": described, "meta": {}, "runs": {}}
+    ours = {name: value for name, value in described.items() if name not in ("seeds", "variants", "baselines")}
     if path.is_file():
         found = read_json(path)
-        grows = ("seeds", "variants", "baselines")
-        for name, value in described.items():
-            if name not in grows and found["config"].get(name) != value:
-                raise ConfigurationError(
-                    f"{path} is of another experiment ({name} was {found['config'].get(name)!r}, now {value!r}); "
-                    "give another folder"
-                )
+        refuse_another(path, ours, found["config"])
         results = {**found, "config": described}
     texts = Texts(config, data_dir)
     for seed in config.seeds:
@@ -274,7 +269,7 @@ def experiment(
             if key in results["runs"]:
                 continue
             scenario = scenario or texts.scenario(seed)
-            results["contexts"] = scenario.names
+            results.setdefault("contexts", scenario.names)  # the same for every seed
             if name in VARIANTS:
                 learner, history = _meta_train(config, texts, name, seed, folder, watch)
                 results["meta"][key] = history
@@ -288,7 +283,9 @@ def experiment(
                     compile=not config.quick,  # compiling takes longer than a quick run
                 )  # fmt: skip
             checkpoint = folder / "checkpoints" / f"{name}-seed{seed}.npz"
-            results["runs"][key] = run_one(agent, scenario, f"{name}, seed {seed}", steps, checkpoint, watch)
+            results["runs"][key] = run_one(
+                agent, scenario, f"{name}, seed {seed}", steps, checkpoint, watch, made_by=ours
+            )
             results["summary"] = summarise(results["runs"])
             write_json(path, results)
             checkpoint.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,11 +75,14 @@ class ContinualTable(Table):
         return {"plan": self.plan(row, seed=0, quick=False).describe()}
 
     def measure(self, row: Row, run: Run) -> dict[str, Any]:
-        """Every seed of a row, learned from the context on where it was stopped."""
+        """Every seed of a row, learned from the context on where it was stopped.
+
+        Its run folder is of this plan alone: another (of changed settings, or a quick one) begins anew.
+        """
         plan = self.plan(row, seed=run.seed, quick=run.quick)
-        results = run_plan(
-            plan, run.folder / "runs" / run.name, data_dir=run.data_dir, watch=lambda line: print(line, flush=True)
-        )
+        digest = hashlib.sha256(json.dumps(plan.describe(), sort_keys=True).encode()).hexdigest()[:8]
+        folder = run.folder / "runs" / f"{run.name}-{digest}"
+        results = run_plan(plan, folder, data_dir=run.data_dir, watch=lambda line: print(line, flush=True))
         found = results["summary"][row.config["strategy"]]
         accuracy = found["average_accuracy"]
         return {
