@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError, did_you_mean
+from ..settings import check_whole
 
 POLICIES = ("reservoir", "ring", "balanced")
 
@@ -22,7 +23,8 @@ class Memory:
     | "balanced" | of each group a uniform sample | Rebuffi et al. 2017; Chrysakis & Moens 2020 |
 
     A group is a class of a context. With `per_group`, each has that many places; without, the groups seen so far
-    share the capacity equally, and give up rows when a new one comes.
+    share the capacity equally, and give up rows when a new one comes. Of more groups than places, a uniform sample
+    keeps one row each.
 
     Args:
         capacity: rows.
@@ -33,11 +35,14 @@ class Memory:
     def __init__(self, capacity: int, policy: str = "reservoir", per_group: int | None = None):
         if policy not in POLICIES:
             raise ConfigurationError(f"unknown memory policy {policy!r}{did_you_mean(policy, POLICIES)}")
-        if capacity < 1 or (per_group is not None and per_group < 1):
-            raise ConfigurationError(f"a memory needs places: capacity {capacity}, per_group {per_group}")
+        try:
+            check_whole(1, capacity=capacity, per_group=per_group)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"a memory needs places: {error}") from None
         if per_group is not None and policy == "reservoir":
             raise ConfigurationError("a reservoir has no groups; per_group is for 'ring' and 'balanced'")
-        self.capacity, self.policy, self.per_group = capacity, policy, per_group
+        self.capacity, self.policy = int(capacity), policy
+        self.per_group = None if per_group is None else int(per_group)
         self._rows: dict[str, np.ndarray] = {}
         self._filled = 0
         self._seen: dict[tuple[int, int], int] = {}  # of each group; a reservoir has the one group (-1, -1)
@@ -96,6 +101,8 @@ class Memory:
         if group not in self._places:
             self._places[group], self._seen[group] = [], 0
             self._shrink(rng)
+            if self.per_group is None and len(self._places) > self.capacity:
+                self._replace_a_group(rng)
         mine, seen = self._places[group], self._seen[group]
         self._seen[group] = seen + 1
         quota = self._quota()
@@ -114,7 +121,15 @@ class Memory:
         return mine[at] if at < len(mine) else -1
 
     def _quota(self) -> int:
-        return self.per_group or self.capacity // len(self._places)
+        return self.per_group or max(self.capacity // len(self._places), 1)
+
+    def _replace_a_group(self, rng: np.random.Generator) -> None:
+        """Algorithm R over groups: the newest takes the place of a random one, or none."""
+        at = int(rng.integers(0, len(self._places)))
+        if at < self.capacity:
+            held = [places for places in self._places.values() if places]
+            held[at].pop()
+            self._filled -= 1
 
     def _shrink(self, rng: np.random.Generator) -> None:
         quota = self._quota()
