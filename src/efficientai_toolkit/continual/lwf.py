@@ -22,9 +22,12 @@ class LearningWithoutForgetting(Strategy):
         temperature: T.
         weight: of the distillation.
 
-    Reference: Li & Hoiem (2017), Learning without forgetting, TPAMI; weights of the terms as in van de Ven & Tolias
-        (2019), Three scenarios for continual learning.
+    Reference: Li & Hoiem (2017), Learning without forgetting, TPAMI; weights of the terms in task- and domain-
+        incremental learning as in van de Ven & Tolias (2019), Three scenarios for continual learning.
     Differs from the paper in: no warm-up of the new head; the old outputs are computed once a context.
+    Differs from van de Ven & Tolias' code in: in class-incremental learning the distillation weighs as much as the
+        cross entropy, there k − 1 times as much in context k; nor is it multiplied by T², as in public copies of their
+        code of that time (in their repository of 2022 only with `norm=True`).
     """
 
     name = "lwf"

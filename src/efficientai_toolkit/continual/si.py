@@ -20,6 +20,7 @@ class SynapticIntelligence(Strategy):
 
     Reference: Zenke, Poole & Ganguli (2017), Continual learning through synaptic intelligence, ICML.
     Differs from the paper in: nothing known; g is the gradient of the cross entropy alone, without the penalty's.
+        Joined with other strategies it is what the optimiser is given, less this penalty's: theirs are in it.
     """
 
     name = "si"
