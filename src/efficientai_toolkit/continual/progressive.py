@@ -14,6 +14,7 @@ from ..errors import ConfigurationError, ModelError, TaskSamplingError
 from ..nn.activations import relu
 from ..nn.functional import update
 from ..nn.head import features_of, find_head
+from ..settings import check_whole
 from .learner import ContinualLearner, checked
 from .loss import as_input
 
@@ -106,8 +107,7 @@ class ProgressiveNetwork:
     name = "progressive"
 
     def __init__(self, base_model: nn.Module | None = None, hidden_size: int = 64, **settings: Any):
-        if hidden_size < 1:
-            raise ConfigurationError(f"hidden_size must be at least 1, got {hidden_size}")
+        check_whole(1, hidden_size=hidden_size)
         self.network = Columns(base_model)
         self.hidden_size, self.settings, self._seed = hidden_size, settings, settings.get("seed", 0)
 

@@ -17,6 +17,7 @@ from ..checkpoint import read_npz, write_npz
 from ..errors import ConfigurationError, did_you_mean
 from ..files import read_json, write_json
 from ..intervals import mean_ci95
+from ..settings import check_positive, check_seed, check_whole
 from . import build_learner, strategy_class
 from .metrics import adaptation_speed, by_seed, summary, values_by_seed
 from .scenarios import Scenario
@@ -62,6 +63,11 @@ class Plan:
     def __post_init__(self):
         if not self.strategies or not self.seeds:
             raise ConfigurationError("a continual-learning experiment needs a strategy and a seed")
+        for seed in self.seeds:
+            check_seed(seed)
+        for name in ("contexts", "iterations", "batch_size", "hidden_dim", "num_layers"):
+            check_whole(1, **{name: getattr(self, name)})
+        check_positive(learning_rate=self.learning_rate)
         if isinstance(self.stream, str) and self.stream not in STREAMS:
             raise ConfigurationError(f"unknown stream {self.stream!r}{did_you_mean(self.stream, STREAMS)}")
         for name, options in self.strategies.items():
@@ -254,6 +260,8 @@ METRICS = (
 def _learner(plan: Plan, name: str, model: nn.Module, **settings: Any) -> Any:
     """The strategy `name` of `plan` over `model`."""
     options = dict(plan.strategies[name])
+    if name == "progressive":
+        options.setdefault("hidden_size", plan.hidden_dim)
     settings = {
         "iterations": plan.iterations,
         "batch_size": plan.batch_size,

@@ -25,6 +25,7 @@ from ..errors import ConfigurationError, did_you_mean
 from ..files import read_json, write_json, writing
 from ..learners.melpa import MeLPALearner
 from ..runs.experiment import ExperimentManager
+from ..settings import check_seed
 from ..tasks.episode import EpisodeStack
 from ..tasks.glue import TASKS, read_glue
 from ..tasks.intents import read_intents
@@ -108,6 +109,8 @@ class MeLPAConfig:
     def __post_init__(self):
         if self.adapter_type not in ("pfeiffer", "lora"):
             raise ConfigurationError(f"adapter_type={self.adapter_type!r}: use 'pfeiffer' or 'lora'")
+        for seed in self.seeds:
+            check_seed(seed)
         for name in ("n_meta_epochs", "steps_per_epoch", "n_tasks", "way", "shot", "inner_steps", "n_epochs_per_task"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
