@@ -49,7 +49,12 @@ def build_learner(name: str, model: nn.Module, options: dict[str, Any] | None = 
     from .learner import ContinualLearner
     from .strategy import Strategy
 
-    classes = {part: strategy_class(part) for part in name.split("+")}
+    parts = name.split("+")
+    classes = {part: strategy_class(part) for part in parts}
+    if len(classes) < len(parts):
+        raise ConfigurationError(f"{name!r} joins a strategy with itself; name each part once")
+    if len(parts) > 1 and (alone := [part for part in parts if part in ("naive", "joint")]):
+        raise ConfigurationError(f"{alone[0]!r} is learning without a strategy, which cannot be joined in {name!r}")
     if len(classes) == 1 and not issubclass(classes[name], Strategy):
         if name == "progressive":
             return classes[name](None, **{"hidden_size": 100, **(options or {})}, **settings)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..nn.functional import Parameters
 from .memory import Memory
-from .strategy import Batch, Lesson, State, Strategy
+from .strategy import Batch, Lesson, State, Strategy, check_rows, current_rows
 
 
 class AveragedGEM(Strategy):
@@ -32,12 +32,13 @@ class AveragedGEM(Strategy):
         replay_size: int | None = None,
     ):
         self.memory = Memory(capacity, policy, per_group)
-        self.capacity, self.policy, self.per_group, self.replay_size = capacity, policy, per_group, replay_size
+        self.capacity, self.policy, self.per_group = capacity, policy, per_group
+        self.replay_size = check_rows(replay_size, "replay_size")
 
     def extend(self, batch: Batch, rng: np.random.Generator) -> Batch:
         if len(self.memory) == 0:
             return batch
-        rows = self.memory.draw(self.replay_size or len(batch["y"]), rng)
+        rows = self.memory.draw(self.replay_size or int(current_rows(batch).sum()), rng)
         rows["weight"] = np.full(len(rows["y"]), 1 / len(rows["y"]), np.float32)
         return {**batch, "reference": rows}
 

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from .memory import Memory
-from .strategy import Batch, Strategy, check, join
+from .strategy import Batch, Strategy, check, check_rows, current_rows, join
 
 
 class DarkReplay(Strategy):
@@ -36,12 +36,13 @@ class DarkReplay(Strategy):
     ):
         self.alpha, self.beta = check(alpha, "alpha"), check(beta, "beta")
         self.memory = Memory(capacity, policy, per_group)
-        self.capacity, self.policy, self.per_group, self.replay_size = capacity, policy, per_group, replay_size
+        self.capacity, self.policy, self.per_group = capacity, policy, per_group
+        self.replay_size = check_rows(replay_size, "replay_size")
 
     def extend(self, batch: Batch, rng: np.random.Generator) -> Batch:
         if len(self.memory) == 0:
             return batch
-        count = self.replay_size or len(batch["y"])
+        count = self.replay_size or int(current_rows(batch).sum())
         dark, labelled = self.memory.draw(count, rng), self.memory.draw(count, rng)
         n = len(dark["y"])
         dark |= {"weight": np.zeros(n, np.float32), "then_weight": np.full(n, self.alpha / n, np.float32)}

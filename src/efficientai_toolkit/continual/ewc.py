@@ -9,7 +9,7 @@ from mlx.utils import tree_map
 from ..errors import ConfigurationError
 from ..nn.functional import Parameters
 from .fisher import LABELS, fisher_diagonal
-from .strategy import Lesson, State, Strategy, check
+from .strategy import Lesson, State, Strategy, check, check_rows
 
 
 class ElasticWeights(Strategy):
@@ -50,7 +50,7 @@ class ElasticWeights(Strategy):
         if fisher_labels not in LABELS:
             raise ConfigurationError(f"fisher_labels={fisher_labels!r}: use one of {', '.join(LABELS)}")
         self.online, self.gamma = online, gamma
-        self.fisher_samples, self.fisher_labels = fisher_samples, fisher_labels
+        self.fisher_samples, self.fisher_labels = check_rows(fisher_samples, "fisher_samples"), fisher_labels
         self._model: nn.Module | None = None
 
     def bind(self, model: nn.Module) -> None:

@@ -161,7 +161,11 @@ class ContinualLearner:
                 order, at = draws.permutation(len(y)), 0
             batch: Batch = {name: values[order[at : at + size]] for name, values in rows.items()}
             at += size
-            current = batch = {**batch, "weight": np.full(size, 1 / size, np.float32)}
+            current = batch = {
+                **batch,
+                "weight": np.full(size, 1 / size, np.float32),
+                "current": np.ones(size, bool),
+            }
             for strategy in self.strategies.values():
                 batch = strategy.extend(batch, memory)
             params, self._optimizer_state, self._states, loss, logits = self._step(

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import ConfigurationError
 from .memory import Memory
-from .strategy import Batch, Lesson, State, Strategy, join
+from .strategy import Batch, Lesson, State, Strategy, check_rows, current_rows, join
 
 WEIGHTINGS = ("contexts", "rows")
 
@@ -40,7 +40,8 @@ class Replay(Strategy):
             raise ConfigurationError(f"weighting={weighting!r}: use one of {', '.join(WEIGHTINGS)}")
         self.memory = Memory(capacity, policy, per_group)
         self.capacity, self.policy, self.per_group = capacity, policy, per_group
-        self.online, self.weighting, self.replay_size = online, weighting, replay_size
+        self.online, self.weighting = online, weighting
+        self.replay_size = check_rows(replay_size, "replay_size")
         self._former = 0  # contexts before the current one
 
     def begin(self, state, lesson: Lesson):
@@ -50,12 +51,14 @@ class Replay(Strategy):
     def extend(self, batch: Batch, rng: np.random.Generator) -> Batch:
         if len(self.memory) == 0 or (self._former == 0 and self.weighting == "contexts"):
             return batch
-        count = len(batch["y"])
+        mine = current_rows(batch)
+        count = int(mine.sum())
         replayed = self.memory.draw(self.replay_size or count, rng)
         n = len(replayed["y"])
         current = 1 / (self._former + 1) if self.weighting == "contexts" else count / (count + n)
         replayed["weight"] = np.full(n, (1 - current) / n, np.float32)
-        return join([{**batch, "weight": (batch["weight"] * current).astype(np.float32)}, replayed])
+        weight = batch["weight"] * np.where(mine, current, 1).astype(np.float32)
+        return join([{**batch, "weight": weight}, replayed])
 
     def observe(self, batch: Batch, logits, rng: np.random.Generator) -> None:
         if self.online:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..errors import ConfigurationError
 from ..nn.functional import Parameters
+from ..settings import check_whole
 
 State = dict[str, Any]
 Batch = dict[str, Any]
@@ -38,8 +40,10 @@ class Strategy:
     they are how replay brings in more than the current batch. Several strategies given together compose: penalties
     and rows add, gradient transforms chain.
 
-    A batch is a mapping of rows: `x`, `y`, `context`, `weight` (of the row's cross entropy; one batch sums to 1) and
-    whatever columns strategies add; rows that lack a column have zeros in it. `active` is the table of masks.
+    A batch is a mapping of rows: `x`, `y`, `context`, `current` (not from a memory), `weight` (of the row's cross
+    entropy; those of the current rows sum to 1 at first) and whatever columns strategies add; rows that lack a column
+    have zeros in it. A strategy counts and reweights the current rows alone (see `current_rows`). What is itself a
+    mapping holds other rows, for `gradient`. `active` is the table of masks.
     """
 
     name: ClassVar[str]
@@ -82,19 +86,35 @@ class Strategy:
         return {"name": self.name, **options}
 
 
+def current_rows(batch: Batch) -> np.ndarray:
+    """(N,): which rows are of the context that is learned; those that other strategies brought are not."""
+    return batch.get("current", np.ones(len(batch["y"]), bool))
+
+
 def check(value: float, what: str, *, low: float = 0.0, strict: bool = False) -> float:
-    """`value` where it is a number not below `low` (with `strict`: above it)."""
+    """`value` where it is a finite number not below `low` (with `strict`: above it)."""
     if not (value > low if strict else value >= low):
         raise ConfigurationError(f"{what} must be {'above' if strict else 'at least'} {low:g}, got {value}")
+    if math.isinf(value):
+        raise ConfigurationError(f"{what} must be finite, got {value}")
     return value
 
 
+def check_rows(value: int | None, what: str) -> int | None:
+    """`value` where it is None or a whole number of rows, at least 1."""
+    check_whole(1, **{what: value})
+    return None if value is None else int(value)
+
+
 def join(parts: Sequence[Batch]) -> Batch:
-    """Rows below one another; a part that lacks a column has zeros in it."""
+    """Rows below one another; a part that lacks a column has zeros in it. What is a mapping stays as it is."""
     names = dict.fromkeys(name for part in parts for name in part)
     rows: Batch = {}
     for name in names:
         like = next(part[name] for part in parts if name in part)
+        if isinstance(like, dict):
+            rows[name] = like
+            continue
         rows[name] = np.concatenate(
             [part[name] if name in part else np.zeros((len(part["y"]), *like.shape[1:]), like.dtype) for part in parts]
         )
