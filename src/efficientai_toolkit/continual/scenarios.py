@@ -146,6 +146,8 @@ def _rows(name: str, which: str, x: ArrayLike, y: ArrayLike) -> Rows:
             f"context {name!r}: the {which} set needs inputs (N, …) and labels (N,), "
             f"got {inputs.shape} and {labels.shape}"
         )
+    if inputs.dtype.kind not in "biuf":
+        raise DataError(f"context {name!r}: the {which} inputs must be numbers, got {inputs.dtype}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise DataError(f"context {name!r}: the {which} labels must be integers from 0 on")
     return inputs, labels.astype(np.int32)

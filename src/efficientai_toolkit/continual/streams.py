@@ -8,9 +8,11 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from ..errors import ConfigurationError, DataError, DataNotFoundError, did_you_mean
 from ..tasks.intents import IntentRows, read_intents
@@ -24,7 +26,7 @@ def split_mnist(data_dir: Path | None, seed: int, contexts: int = _NUMBER) -> tu
     """The ten digits in random order, two at a time; 28 × 28 bytes as rows of 784."""
     train, test = _mnist(data_dir)
     order = np.random.default_rng([seed, 10]).permutation(10)
-    groups = [list(map(int, group)) for group in np.array_split(order, contexts)]
+    groups = [list(map(int, group)) for group in _groups(order, contexts)]
     return split_by_class(["/".join(map(str, group)) for group in groups], train, test, groups)
 
 
@@ -81,7 +83,7 @@ def split_cifar100(data_dir: Path | None, seed: int, contexts: int = 10) -> tupl
             raise DataError(f"{path} has {data.size} bytes; CIFAR-100's {name} set has {count * 3074}")
         data = data.reshape(count, 3074)
         rows.append((data[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), data[:, 1].astype(np.int32)))
-    groups = np.array_split(np.random.default_rng([seed, 13]).permutation(100), contexts)
+    groups = _groups(np.random.default_rng([seed, 13]).permutation(100), contexts)
     names = [f"classes {i + 1}" for i in range(contexts)]
     return split_by_class(names, rows[0], rows[1], [list(map(int, g)) for g in groups])
 
@@ -99,7 +101,7 @@ def clinc150(data_dir: Path | None, seed: int, contexts: int = 10) -> tuple[Part
 def banking77(data_dir: Path | None, seed: int, contexts: int = 7) -> tuple[Part, ...]:
     """The 77 intents in random order, in equal groups."""
     rows = read_intents("banking77", data_root(data_dir))
-    groups = np.array_split(np.random.default_rng([seed, 15]).permutation(sorted(rows.domains)), contexts)
+    groups = _groups(np.random.default_rng([seed, 15]).permutation(sorted(rows.domains)), contexts)
     return _texts([(f"intents {i + 1}", [str(name) for name in group]) for i, group in enumerate(groups)], rows)
 
 
@@ -118,11 +120,12 @@ def superglue(data_dir: Path | None, seed: int, contexts: int | None = None) -> 
 
 
 def files(paths: Sequence[Path | str]) -> tuple[Part, ...]:
-    """A user's own contexts: one `.npz` each with `train_x`, `train_y`, `test_x`, `test_y`."""
-    parts = []
+    """A user's own contexts: one `.npz` each with `train_x`, `train_y`, `test_x`, `test_y`; inputs of one shape."""
+    parts: list[Part] = []
+    shapes: dict[tuple[int, ...], Path] = {}  # of an input, and the first file that has it
     for path in map(Path, paths):
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, _arrays(file, path) as arrays:
                 missing = [n for n in ("train_x", "train_y", "test_x", "test_y") if n not in arrays]
                 if missing:
                     raise DataError(f"{path} has no array {missing[0]!r}{did_you_mean(missing[0], arrays.files)}")
@@ -131,10 +134,14 @@ def files(paths: Sequence[Path | str]) -> tuple[Part, ...]:
                 )
         except FileNotFoundError:
             raise DataNotFoundError(f"{path} is not there") from None
-        except (OSError, EOFError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
+        except DataError as error:
+            raise error if str(path) in str(error) else DataError(f"{path}: {error}") from None
+        except (OSError, EOFError, ValueError, BadZipFile, zlib.error, NotImplementedError) as error:
             raise DataError(f"{path} is no .npz of plain arrays ({error})") from None
+        shapes.setdefault(parts[-1].test()[0].shape[1:], path)
+    if len(shapes) > 1:
+        (shape, first), (other, second) = list(shapes.items())[:2]
+        raise DataError(f"inputs of {first} are {shape}, of {second} {other}; all contexts need the same")
     return tuple(parts)
 
 
@@ -166,17 +173,23 @@ def build_scenario(
         kind: "task", "domain" or "class".
         data_dir: parent of the data sets.
         seed: of the order of classes, domains or pixels.
-        contexts: how many; default the stream's own number.
+        contexts: how many, of files the first ones; default the stream's own number.
         active: see `Scenario`.
+
+    Raises:
+        ConfigurationError: the stream has not as many contexts, or an argument is impossible.
     """
-    if not isinstance(stream, str):
-        return Scenario("files", kind, files(stream), active)
-    if stream not in STREAMS:
-        raise ConfigurationError(f"unknown stream {stream!r}{did_you_mean(stream, STREAMS)}")
     if contexts is not None and contexts < 1:
         raise ConfigurationError(f"contexts must be at least 1, got {contexts}")
-    options = {} if contexts is None else {"contexts": contexts}
-    return Scenario(stream, kind, STREAMS[stream](data_dir, seed, **options), active)
+    if not isinstance(stream, str):
+        name, parts = "files", files(stream)[:contexts]
+    elif stream in STREAMS:
+        name, parts = stream, STREAMS[stream](data_dir, seed, **({} if contexts is None else {"contexts": contexts}))
+    else:
+        raise ConfigurationError(f"unknown stream {stream!r}{did_you_mean(stream, STREAMS)}")
+    if contexts is not None and len(parts) < contexts:
+        raise ConfigurationError(f"{name} has {len(parts)} contexts, not {contexts}")
+    return Scenario(name, kind, parts, active)
 
 
 def hashed_words(texts: Sequence[str], size: int = 2048) -> np.ndarray:
@@ -192,6 +205,20 @@ def hashed_words(texts: Sequence[str], size: int = 2048) -> np.ndarray:
             row[code % size] += 1 if code >> 31 else -1
         row /= max(float(np.linalg.norm(row)), 1e-6)
     return rows
+
+
+def _arrays(file: BinaryIO, path: Path) -> NpzFile:
+    found = np.load(file, allow_pickle=False)
+    if not isinstance(found, NpzFile):
+        raise DataError(f"{path} is one array (.npy); save the four arrays by np.savez")
+    return found
+
+
+def _groups(classes: np.ndarray, contexts: int) -> list[np.ndarray]:
+    """As many nearly equal groups of classes."""
+    if contexts > len(classes):
+        raise ConfigurationError(f"there are {len(classes)} classes, not enough for {contexts} contexts")
+    return np.array_split(classes, contexts)
 
 
 def _mnist(data_dir: Path | None) -> tuple[Rows, Rows]:

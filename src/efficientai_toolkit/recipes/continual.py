@@ -78,7 +78,9 @@ def plan_of(given: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]] |
         }
         filled[joined] = each[joined] if len(parts) == 1 else {part: o for part, o in each.items() if o}
     base = PROTOCOL.get(stream, {}) if isinstance(stream, str) else {}
-    quick = _QUICK if given.get("quick") else {}
+    quick = dict(_QUICK) if given.get("quick") else {}
+    if quick and not isinstance(stream, str):
+        quick["contexts"] = min(quick["contexts"], len(stream))
     return Plan(**{**base, **quick, **given, "strategies": filled, "seeds": tuple(given.get("seeds", (0,)))})
 
 
