@@ -16,6 +16,7 @@ _DATA, _METHODS, _TRAINING = "Contexts", "Strategies", "Network and training"
 
 
 def continual(
+    context: typer.Context,
     scenario: Annotated[
         str,
         typer.Option(
@@ -43,7 +44,8 @@ def continual(
         list[Path] | None,
         typer.Option(
             "--file",
-            help="Own contexts, in their order: .npz with train_x, train_y, test_x, test_y.",
+            help="Own contexts, in their order: .npz with train_x, train_y, test_x, test_y. --scenario is then the "
+            "kind alone.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -108,21 +110,26 @@ def continual(
 
     Stopped at any moment, `--resume RUN` loses at most the context it was at.
     """
+    from ..continual.scenarios import KINDS
     from ..devices import select_device
+    from ..errors import ConfigurationError
     from ..recipes.continual import experiment, plan_of
     from ..runs.experiment import ExperimentManager, open_run
 
     select_device(device)
     if resume is not None:
+        only_what_resume_takes(context)
         manager = open_run(resume, "continual")
         plan = plan_of(manager.config)
     else:
         stream, _, kind = scenario.partition("/")
-        if stream in ("task", "domain", "class"):  # of split MNIST, or of the given files
+        if stream in KINDS:  # of split MNIST, or of the given files
             stream, kind = "split-mnist", stream
+        elif files and "scenario" in given_options(context):
+            raise ConfigurationError(f"--scenario {scenario} with --file: of own files say only {', '.join(KINDS)}")
         first = 0 if seed is None else seed
         given: dict[str, Any] = {
-            "stream": stream if not files else [str(path) for path in files],
+            "stream": stream if not files else [str(path.resolve()) for path in files],
             "kind": kind or "task",
             "strategies": {name.strip(): {} for name in strategies.split(",") if name.strip()},
             "seeds": list(range(first, first + seeds)),
@@ -151,6 +158,24 @@ def continual(
     show(results)
     print(f"Run:    {manager.path}")
     print(f"Report: {report}")
+
+
+def given_options(context: typer.Context) -> dict[str, str]:
+    """What is on the command line, not by default: parameter → its flag."""
+    found = {str(parameter.name): max(parameter.opts, key=len) for parameter in context.command.params}
+    return {n: flag for n, flag in found.items() if getattr(context.get_parameter_source(n), "name", "") != "DEFAULT"}
+
+
+def only_what_resume_takes(context: typer.Context) -> None:
+    """Refuse what a run that goes on would not heed."""
+    from ..errors import ConfigurationError
+
+    for name, flag in given_options(context).items():
+        if name not in ("resume", "data_dir", "device", "json"):
+            raise ConfigurationError(
+                f"{flag} cannot be given with --resume: a run keeps its settings; only --data-dir and --device may "
+                "change"
+            )
 
 
 def show(results: dict[str, Any]) -> None:

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from .continual import only_what_resume_takes, show
 from .options import DataDir, Device, Json, Output, echo_json
 from .shown import command, goes_on_by
 
 
 def melpa(
+    context: typer.Context,
     quick: Annotated[bool, typer.Option("--quick", help="Minutes on two cores; the numbers mean nothing.")] = False,
     model_name: Annotated[
         str | None,
@@ -40,21 +42,27 @@ def melpa(
     ] = None,
     n_meta_epochs: Annotated[
         int | None,
-        typer.Option("--n-meta-epochs", "--n_meta_epochs", help="Meta-train for this many epochs (default: 5)."),
+        typer.Option(
+            "--n-meta-epochs", "--n_meta_epochs", help="Meta-train for this many epochs (with --quick 2; default: 5)."
+        ),
     ] = None,
     n_tasks: Annotated[
         int | None,
-        typer.Option("--n-tasks", "--n_tasks", help="Learn this many unseen tasks in a row (default: 5)."),
+        typer.Option(
+            "--n-tasks", "--n_tasks", help="Learn this many unseen tasks in a row (with --quick 3; default: 5)."
+        ),
     ] = None,
     n_epochs_per_task: Annotated[
         int | None,
         typer.Option(
             "--n-epochs-per-task",
             "--n_epochs_per_task",
-            help="Train the baselines on each task for this many epochs (default: 10).",
+            help="Train the baselines on each task for this many epochs (with --quick 2; default: 10).",
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Run this seed only (default: 0 and 1).")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Run this seed only (with --quick 0; default: 0 and 1).")
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="A run folder: go on where it was stopped.")
     ] = None,
@@ -65,6 +73,7 @@ def melpa(
 ) -> None:
     """Meta-train MeLPA and its ablations, learn unseen tasks in a row with them and with baselines, and report."""
     from ..devices import select_device
+    from ..errors import OutputError
     from ..files import link
     from ..recipes.melpa import MeLPAConfig, run_folder
     from ..runs.experiment import ExperimentManager, open_run
@@ -82,6 +91,7 @@ def melpa(
     }
     given = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
+        only_what_resume_takes(context)
         manager = open_run(resume, "melpa")
         config = MeLPAConfig.from_dict(manager.config)
     else:
@@ -98,13 +108,15 @@ def melpa(
         raise
     newest = manager.path / "results"
     linked = f"Newest: results -> {newest}"
-    if not link("results", newest):
-        linked = f"Newest: {newest} (`results` here is not a link to an experiment's results, and was left alone)"
+    try:
+        if not link("results", newest):
+            linked = f"Newest: {newest} (`results` here is not a link to an experiment's results, and was left alone)"
+    except OutputError as error:  # the results themselves are safe
+        linked = f"Newest: {newest}"
+        print(f"Warning: no link to them: {error}", file=sys.stderr)
     if json:
         echo_json({"run": str(manager.path), "report": str(report), "summary": results["summary"]})
         return
-    from .continual import show
-
     show({**results, "plan": {"stream": "unseen tasks", "kind": "task"}})
     print(f"Run:    {manager.path}")
     print(linked)
