@@ -100,7 +100,7 @@ def draw(results: Mapping[str, Any], folder: Path) -> dict[Path, str]:
         ),
         "adaptation_speed": (
             adaptation,
-            "Accuracy on a context while it is being learned, mean over contexts and seeds.",
+            "Accuracy on a context while it is being learned, mean over contexts and seeds; measured at the points.",
         ),
         "accuracy_and_memory": (
             memory,

@@ -16,7 +16,7 @@ from ..continual.report import reading, table
 from ..errors import DataError
 from ..files import read_json, write_text
 from ..intervals import mean_ci95
-from ..runs.plots import percents, save, styled
+from ..runs.plots import INK, percents, save, styled
 
 STORES = ("replay", "derpp")  # methods that keep examples
 ABLATION = {
@@ -47,7 +47,11 @@ def write(folder: Path | str) -> tuple[Path, list[Path]]:
             meta_learning,
             "Query accuracy of meta-training, all tasks of a sequence with the last adapters.",
         ),
-        "ablation": (ablation, "What the two parts bring: average accuracy and backward transfer."),
+        "ablation": (
+            ablation,
+            "Each part alone and both: average accuracy and backward transfer (95 % intervals over the seeds, where "
+            "there are several).",
+        ),
     }
     for name, (function, caption) in own.items():
         if name == "ablation" or results["meta"]:
@@ -93,11 +97,15 @@ def ablation(results: Mapping[str, Any]) -> Figure:
     ):
         for row, name in enumerate(names):
             mean, half = mean_ci95([record[metric] for record in runs[name]])
+            least = 0.0 if metric == "average_accuracy" else -1.0
+            bar = None if half is None else [[mean - max(mean - half, least)], [min(mean + half, 1) - mean]]
+            end = max(mean if bar is None else mean + bar[1][0], 0)
             axis.barh(
-                row, mean, color=colour_of(name, list(runs)), height=0.6, xerr=half if len(runs[name]) > 2 else None
-            )
+                row, mean, color=colour_of(name, list(runs)), height=0.6, xerr=bar,
+                error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 3},
+            )  # fmt: skip
             axis.annotate(
-                f"{100 * mean:+.1f}" if metric == "backward_transfer" else f"{100 * mean:.1f} %", (max(mean, 0), row),
+                f"{100 * mean:+.1f}" if metric == "backward_transfer" else f"{100 * mean:.1f} %", (end, row),
                 (4, 0), textcoords="offset points", va="center", fontsize=9,
             )  # fmt: skip
         axis.set_title(title)
@@ -107,7 +115,7 @@ def ablation(results: Mapping[str, Any]) -> Figure:
         axis.margins(x=0.2)
         axis.grid(axis="y", visible=False)
     axes[0].set_yticks(range(len(names)), [ABLATION[name] for name in names])
-    figure.suptitle("What is meta-learned, and what it brings", x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    figure.suptitle("With and without what is meta-learned", x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     return figure
 
 
@@ -138,7 +146,11 @@ def text(results: Mapping[str, Any], drawn: Mapping[Path, str]) -> str:
         *table(results["summary"]),
         "",
         "BWT is how much accuracy on earlier tasks changed after they were learned, in points (negative: forgotten). "
-        "Steps to 90 % are gradient updates until a new task reaches 90 % of the accuracy that it ends with.",
+        "FWT is how much was known of a task before its turn: of MeLPA beyond chance, of the others beyond their "
+        "untrained network, so that the two do not compare. "
+        "Steps to 90 % are gradient updates after which, at the latest, a new task reaches 90 % of the accuracy that "
+        f"it ends with: it is looked at after {', '.join(map(str, probed(results)))} steps, as far as a method goes, "
+        f"and not in between. {kept(results)}",
         "",
         *verdict(results["summary"]),
         "",
@@ -147,6 +159,23 @@ def text(results: Mapping[str, Any], drawn: Mapping[Path, str]) -> str:
     for path, caption in drawn.items():
         lines += ["", f"![{caption}]({path.as_posix()})", "", f"*{caption}*"]
     return "\n".join(lines) + "\n"
+
+
+def probed(results: Mapping[str, Any]) -> list[int]:
+    """The steps after which any method's accuracy on its new task was taken."""
+    return sorted({step for run in results["runs"].values() for curve in run["curves"] for step in curve["steps"]})
+
+
+def kept(results: Mapping[str, Any]) -> str:
+    """What the column of memory counts; runs of before count nothing for MeLPA."""
+    ours = [run for key, run in results["runs"].items() if key.startswith("melpa")]
+    if not ours:
+        return '"Kept" is what a method stores besides the network.'
+    counted = "" if any(run["memory_bytes"] for run in ours) else ", are not counted"
+    return (
+        '"Kept" is what a method stores besides one network; of MeLPA, what it was meta-trained for (an initialisation '
+        f"network, rates) and all heads but one{counted}."
+    )
 
 
 def verdict(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -161,7 +190,7 @@ def verdict(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for metric, what, scale, unit, sign in (
         ("average_accuracy", "average accuracy", 100, " %", 1),
         ("backward_transfer", "backward transfer", 100, " points", 1),
-        ("steps_to_90_percent", "steps to 90 % of the final accuracy", 1, "", -1),
+        ("steps_to_90_percent", "steps to 90 % of the final accuracy, at the latest", 1, "", -1),
     ):
         means = {n: summary[n][metric]["mean"] for n in rivals if metric in summary[n]}
         if not means or metric not in summary["melpa"]:

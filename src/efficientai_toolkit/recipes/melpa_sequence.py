@@ -10,6 +10,7 @@ import numpy as np
 
 from ..learners.melpa import MeLPALearner
 from ..nn.functional import Parameters, functional
+from ..nn.trees import flatten
 
 
 class Sequence:
@@ -20,8 +21,6 @@ class Sequence:
         steps: in a context, each on all of its training set.
     """
 
-    memory_bytes = 0
-
     def __init__(self, learner: MeLPALearner, steps: int):
         self.learner, self.steps = learner, steps
         self.apply = functional(learner.model)
@@ -30,7 +29,14 @@ class Sequence:
 
     @property
     def num_parameters(self) -> int:
+        """Of the adapters and one head."""
         return self.learner.num_trainable
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of what was meta-learned beside the start (initialisation network, rates) and of the other heads."""
+        kept = flatten({"rule": self.learner.meta["rule"], "heads": dict(enumerate(self.heads[1:]))})
+        return sum(array.nbytes for array in kept.values())
 
     def learn(self, x: Any, y: Any, *, active: Any, each: Callable[[int], None] | None = None) -> dict[str, float]:
         paths, first = self.learner.problem().head_paths, int(np.flatnonzero(active[len(self.heads)])[0])
@@ -43,7 +49,7 @@ class Sequence:
                 each(step)
 
         x, labels = mx.array(x), mx.array(np.asarray(y) - first)
-        here(self.steps, self.learner.learn_next(before, x, labels, self.steps, each=here))
+        self.learner.learn_next(before, x, labels, self.steps, each=here)  # the last call has the weights at the end
         return {"steps": self.steps}
 
     def evaluate(self, x: Any, y: Any, active: Any = None, context: int | None = None) -> float:
