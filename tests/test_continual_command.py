@@ -55,6 +55,8 @@ def test_a_run_of_own_files_goes_on_from_another_folder(folder, monkeypatch):
     first = told(*OWN, "--quick")
     run = (folder / first["run"]).resolve()
     assert json.loads((run / "config.json").read_text())["contexts"] == 2  # as many as there are
+    shown = CliRunner().invoke(app, ["continual", "--resume", str(run)])
+    assert shown.stdout.startswith("own files, task-incremental ")
     (run / "results.json").unlink()
     (folder / "sub").mkdir()
     monkeypatch.chdir(folder / "sub")

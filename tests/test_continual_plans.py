@@ -133,3 +133,18 @@ def test_a_table_whose_settings_changed_is_measured_by_the_new_ones(tmp_path, da
     assert after["matrix"] == measured(tmp_path / "b")["matrix"] != before["matrix"]
     monkeypatch.setitem(continual._QUICK, "iterations", 3)
     assert measured(tmp_path / "a")["curves"][0]["steps"][-1] == 3
+
+
+def test_the_report_says_what_was_done(contexts, tmp_path):
+    strategies = {"naive": {}, "joint": {}, "progressive": {}, "separate": {}}
+    several = report.text(run(plan(contexts, kind="task", strategies=strategies), tmp_path / "several"), {})
+    assert "for 6 steps of at most 8 examples" in several
+    assert "Joint training takes 18 steps on all contexts at once." in several
+    assert "Progressive networks grow a column of 2 × 4 units a context." in several
+    assert "Separate weights are a network a context." in several
+    assert "BWT is how much" in several
+    assert "FWT how much" in several
+    one = report.text(run(plan(contexts[:1]), tmp_path / "one"), {})
+    assert one.startswith("# Continual learning: 1 file, ")
+    assert "learns 1 context in turn" in one
+    assert not any(word in one for word in ("BWT", "FWT", "forgetting", "Joint", "Progressive", "Separate"))

@@ -186,7 +186,8 @@ def show(results: dict[str, Any]) -> None:
     from ..continual.figures import title_of
 
     plan = results["plan"]
-    table = Table(title=f"{plan['stream']}, {plan['kind']}-incremental", title_justify="left")
+    stream = plan["stream"] if isinstance(plan["stream"], str) else "own files"
+    table = Table(title=f"{stream}, {plan['kind']}-incremental", title_justify="left")
     table.add_column("strategy")
     columns = {
         "average_accuracy": "accuracy, %",

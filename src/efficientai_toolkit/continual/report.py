@@ -47,24 +47,22 @@ def write(folder: Path | str) -> tuple[Path, list[Path]]:
 def text(results: Mapping[str, Any], figures: Mapping[Path, str]) -> str:
     """The report, in Markdown."""
     plan, contexts = results["plan"], results["contexts"]
-    stream = plan["stream"] if isinstance(plan["stream"], str) else f"{len(plan['stream'])} files"
+    stream = plan["stream"] if isinstance(plan["stream"], str) else _count(len(plan["stream"]), "file")
     seeds = len(plan["seeds"])
     quick = "**QUICK: made to see that everything runs. These numbers mean nothing.**\n\n" if plan["quick"] else ""
     lines = [
         f"# Continual learning: {stream}, {plan['kind']}-incremental",
         "",
-        f"{quick}One network learns {len(contexts)} contexts in turn ({', '.join(contexts)}"
+        f"{quick}One network learns {_count(len(contexts), 'context')} in turn ({', '.join(contexts)}"
         f"{'; the order of the first seed' if seeds > 1 else ''}): {_KINDS[plan['kind']]}. "
-        f"Each is trained for {plan['iterations']:,} steps of {plan['batch_size']} examples with Adam at "
+        f"Each is trained for {plan['iterations']:,} steps of at most {plan['batch_size']} examples with Adam at "
         f"{plan['learning_rate']:g}; the network is a multilayer perceptron of {plan['num_layers']} × "
-        f"{plan['hidden_dim']} units. {'One seed' if seeds == 1 else f'{seeds} seeds, mean ± 95 % interval'}.",
+        f"{plan['hidden_dim']} units. {_exceptions(plan, results['summary'], len(contexts))}"
+        f"{'One seed' if seeds == 1 else f'{seeds} seeds, mean ± 95 % interval'}.",
         "",
         *table(results["summary"]),
         "",
-        "BWT is how much accuracy on earlier contexts changed after they were learned (negative: forgotten), FWT how "
-        "much was known of a context before its turn, forgetting the fall from the best accuracy that a context ever "
-        "had; all three in percentage points. Learning accuracy is that on each context right after it was learned. "
-        '"Kept" is what a strategy stores besides the network.',
+        *_words(results["summary"]),
         "",
         *reading(results["summary"]),
     ]
@@ -75,6 +73,45 @@ def text(results: Mapping[str, Any], figures: Mapping[Path, str]) -> str:
         lines += ["", "## Settings", ""]
         lines += [f"* {title_of(name)}: {', '.join(f'{k} = {v}' for k, v in o.items())}" for name, o in options.items()]
     return "\n".join(lines) + "\n"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _exceptions(plan: Mapping[str, Any], summary: Mapping[str, Any], contexts: int) -> str:
+    """What is otherwise in some of the strategies, as sentences with a blank behind them."""
+    said = []
+    if "joint" in summary:
+        said.append(f"Joint training takes {plan['iterations'] * contexts:,} steps on all contexts at once. ")
+    if "progressive" in summary:
+        width = plan["strategies"].get("progressive", {}).get("hidden_size", plan["hidden_dim"])
+        said.append(f"Progressive networks grow a column of 2 × {width} units a context. ")
+    if "separate" in summary:
+        said.append("Separate weights are a network a context. ")
+    return "".join(said)
+
+
+def _words(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the columns of the table are, of those that it has."""
+    shown = {metric for values in summary.values() for metric in values}
+    points = {
+        "backward_transfer": "BWT is how much accuracy on earlier contexts changed after they were learned (negative: "
+        "forgotten)",
+        "forward_transfer": "FWT how much was known of a context before its turn",
+        "forgetting": "forgetting the fall from the best accuracy that a context ever had",
+    }
+    told = [what for metric, what in points.items() if metric in shown]
+    sentences = [f"{', '.join(told)}; all in percentage points."] if told else []
+    if "learning_accuracy" in shown:
+        sentences.append("Learning accuracy is that on each context right after it was learned.")
+    if "steps_to_90_percent" in shown:
+        sentences.append(
+            "Steps to 90 % are gradient updates after which, at the latest, a new context reaches 90 % of the accuracy "
+            "that it ends with: it is looked at after 1, 2, 5, 10, … steps and after the last."
+        )
+    sentences.append('"Kept" is what a strategy stores besides the network.')
+    return [" ".join(sentences)]
 
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
