@@ -235,7 +235,7 @@ def run_one(
 
 def summarise(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """strategy → metric → {"mean", "ci95", "values"} over the seeds; `values` as `values_by_seed` gives them."""
-    table = {name: {"seeds": len(mine)} for name, mine in by_seed(runs).items()}
+    table: dict[str, dict[str, Any]] = {name: {"seeds": len(mine)} for name, mine in by_seed(runs).items()}
     for metric in METRICS:
         for name, values in values_by_seed(runs, metric).items():
             if known := [value for value in values if value is not None]:
