@@ -14,6 +14,7 @@ from efficientai_toolkit.cli import app
 from efficientai_toolkit.continual.streams import build_scenario, files
 from efficientai_toolkit.errors import ConfigurationError, DataError, OutputError
 from efficientai_toolkit.recipes.continual import plan_of
+from efficientai_toolkit.runs.experiment import open_run
 
 
 def save(path: Path, width: int = 4, seed: int = 0, **changed: np.ndarray) -> Path:
@@ -49,6 +50,13 @@ def refused(*arguments: str) -> str:
 
 
 OWN = ("continual", "--file", "c0.npz", "--file", "c1.npz", "--strategies", "naive")
+
+
+def test_a_run_folder_is_one_process_s_at_a_time(folder):
+    run = folder / told(*OWN, "--quick")["run"]
+    with open_run(run, "continual").alone():
+        assert "another process is at work in" in refused("continual", "--resume", str(run))
+    assert told("continual", "--resume", str(run))["run"]
 
 
 def test_a_run_of_own_files_goes_on_from_another_folder(folder, monkeypatch):

@@ -96,7 +96,8 @@ def experiment(
     Returns:
         the results, and the path of `results.md`.
     """
-    results = run(plan, manager.path, data_dir=data_dir, watch=watch)
-    written, _ = report.write(manager.path)
-    manager.finish({"summary": results["summary"]})
+    with manager.alone():
+        results = run(plan, manager.path, data_dir=data_dir, watch=watch)
+        written, _ = report.write(manager.path)
+        manager.finish({"summary": results["summary"]})
     return results, written

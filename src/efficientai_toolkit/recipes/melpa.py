@@ -316,10 +316,11 @@ def run_folder(
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         watch(line)
 
-    results = experiment(config, manager.path, data_dir=data_dir, watch=told)
-    write_json(manager.path / "results" / "results.json", results)
-    report, _ = write(manager.path)
-    manager.finish({"summary": results["summary"]})
+    with manager.alone():
+        results = experiment(config, manager.path, data_dir=data_dir, watch=told)
+        write_json(manager.path / "results" / "results.json", results)
+        report, _ = write(manager.path)
+        manager.finish({"summary": results["summary"]})
     return results, report
 
 
