@@ -7,7 +7,8 @@ import math
 import mlx.core as mx
 import pytest
 
-from efficientai_toolkit import Conv4, EpisodeStack, learner_class
+from efficientai_toolkit import Conv4, EpisodeStack, ModelError, learner_class
+from efficientai_toolkit.backbones.conv4 import StridedConv4
 from efficientai_toolkit.learners import LEARNERS
 from learner_cases import assert_close, singles
 
@@ -40,3 +41,11 @@ def test_a_step_on_images_is_finite_and_stacks(name):
     step = stacked.meta_train_step(images())
     assert all(math.isfinite(value) for value in step.values())
     assert step["param_diff"] > 0
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 1), (15, 15, 3), (16, 8, 1)])
+def test_images_that_four_halvings_leave_nothing_of(shape):
+    with pytest.raises(ModelError, match=f"images of {shape[0]} × {shape[1]} are too small for 4 blocks"):
+        Conv4(shape, 5, 4)
+    assert StridedConv4(shape, 5, 4)(mx.zeros((2, *shape))).shape == (2, 5)
+    assert Conv4((16, 16, 1), 5, 4)(mx.zeros((2, 16, 16, 1))).shape == (2, 5)

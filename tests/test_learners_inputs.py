@@ -127,3 +127,33 @@ def test_a_stack_among_episodes_is_its_episodes():
     found = learner.evaluate_per_task(mixed)
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("name", ["maml", "protonet", "r2d2", "baseline++"])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: s._replace(query_y=s.query_y[:, :1]), "query_x has 12 rows and query_y 1; both"),
+        (lambda s: s._replace(query_x=s.query_x[:, :5]), "query_x has 5 rows and query_y 12; both"),
+        (lambda s: s._replace(query_x=s.query_x[:, :0], query_y=s.query_y[:, :0]), "query_x has 0 rows and query_y 0"),
+        (lambda s: s._replace(support_y=s.support_y[:, :1]), "support_x has 6 rows and support_y 1; both"),
+        (lambda s: s._replace(query_x=s.query_x[:1], query_y=s.query_y[:1]), "a stack are of 2, 2, 1, 1 tasks; all"),
+        (lambda s: EpisodeStack(*(part[:0] for part in s)), "a stack are of 0, 0, 0, 0 tasks; all"),
+        (lambda s: s._replace(support_y=mx.array(1)), "a stack are of 2, 0, 2, 2 tasks; all"),
+    ],
+)
+def test_a_stack_of_parts_that_do_not_belong_together(name, change, sentence):
+    """Broadcast, they would be numbers that nobody asked for."""
+    learner, stack = make(name, SimpleClassifier(2, 8, 3)), change(blobs(2))
+    for call in (learner.meta_train_step, learner.evaluate, learner.meta_gradient):
+        for given in (stack, [stack], [stack, *singles(blobs(1))]):
+            with pytest.raises(TaskSamplingError, match=sentence):
+                call(given)
+    assert learner.iteration == 0
+
+
+def test_a_stack_of_numpy_arrays_is_one_of_mlx():
+    stack, learner = blobs(2), make("maml", SimpleClassifier(2, 8, 3))
+    arrays = EpisodeStack(*(np.array(part) for part in stack))
+    assert learner.evaluate(arrays) == learner.evaluate(stack)
+    assert learner.meta_train_step(arrays)["query_loss"] > 0

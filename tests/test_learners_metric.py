@@ -260,6 +260,23 @@ def test_baseline_pp_trains_jointly_and_adapts_a_fresh_head_on_frozen_features()
     assert all(mx.array_equal(value, trainable(adapted.model)[name]) for name, value in trainable(model).items())
 
 
+@pytest.mark.parametrize("name", ["protonet", "matching", "relation", "r2d2", "baseline++"])
+def test_a_head_with_a_number_of_its_own(name):
+    """Such as a learned temperature, which is no array of outputs."""
+
+    class Head(nn.Linear):
+        def __init__(self):
+            super().__init__(8, 3)
+            self.temperature = mx.array(2.0)
+
+        def __call__(self, x):
+            return super().__call__(x) * self.temperature
+
+    learner = learner_class(name)(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), Head()), head="layers.2", compile=False)
+    assert learner.meta_train_step(blobs(2))["query_loss"] > 0
+    assert learner.evaluate(blobs(2), num_adaptation_steps=(0,))["step_0_acc"] > 0
+
+
 @pytest.mark.parametrize(
     ("name", "options"), [("protonet", {}), ("matching", {"full_context": True}), ("matching", {}), ("relation", {})]
 )

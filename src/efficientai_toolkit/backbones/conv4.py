@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..errors import ModelError
 from ..nn.activations import relu
 from ..nn.conv import conv_norm_relu_pool
 from ..nn.layers import Conv2d, EpisodicBatchNorm, Linear, max_pool2d
@@ -48,6 +49,8 @@ class Conv4(nn.Module):
         return ConvBlock(in_channels, out_channels, key=key)
 
     def feature_size(self, height: int, width: int, channels: int, num_layers: int) -> int:
+        if min(height, width) < 1 << num_layers:
+            raise ModelError(f"images of {height} × {width} are too small for {num_layers} blocks that halve them")
         return (height >> num_layers) * (width >> num_layers) * channels
 
     def features(self, x: mx.array) -> mx.array:

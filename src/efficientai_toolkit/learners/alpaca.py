@@ -11,9 +11,8 @@ from ..nn.functional import locate
 from ..nn.head import find_head
 from ..nn.losses import is_classification
 from ..settings import Positive
-from ..tasks.episode import Episode, EpisodeStack, as_array
+from ..tasks.episode import Episode, EpisodeStack, as_array, as_stacks
 from .base import MetaLearner
-from .labels import check_rows
 from .learner import Learner, mean_gradient, query_metrics
 from .r2d2 import regularized, solve_spd, with_one
 
@@ -107,7 +106,7 @@ class ALPaCALearner(MetaLearner):
     def predict_distribution(self, support_x: Any, support_y: Any, x: Any) -> tuple[mx.array, mx.array]:
         """Mean (N, O) and variance (N, 1) of the targets at `x` (N, *input), given the support (S, *input), (S, O)."""
         support_x, support_y, x = map(as_array, (support_x, support_y, x))
-        check_rows(EpisodeStack(support_x[None], support_y[None], x[None], x[None]))
+        as_stacks(EpisodeStack(*2 * (support_x[None], support_y[None])))  # or it says what does not fit
         problem = self.problem()
         fast = self.learner.adapt(problem, self.meta, support_x, support_y, key=None, num_steps=0)
         return predictive(problem, fast, x)

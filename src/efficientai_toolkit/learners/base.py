@@ -30,7 +30,7 @@ from .adapted import Predictor, adapted_copy
 from .algorithm import Algorithm
 from .graphs import Graphs
 from .inputs import naming_inputs
-from .labels import check_range, check_rows, check_slots, classes
+from .labels import check_range, check_slots, classes
 from .learner import Learner, Meta, Metrics, Problem, apply_fast, bind
 
 Episodes = Sequence[Sequence[mx.array]] | EpisodeStack
@@ -259,7 +259,7 @@ class MetaLearner(Algorithm):
         key = mx.random.key(self.seed) if self.adapts_by_steps else None
         steps = self.num_inner_steps if num_steps is None else int(num_steps)
         x, y = as_array(support_x), as_targets(support_y)
-        stacks = [EpisodeStack(x[None], y[None], x[None], y[None])]
+        stacks = as_stacks(EpisodeStack(x[None], y[None], x[None], y[None]))
         self._check_labels(stacks, loss_fn)
         with naming_inputs(self._model, stacks):
             fast = self.learner.adapt(problem, self._meta, x, y, key=key, num_steps=steps)
@@ -310,7 +310,6 @@ class MetaLearner(Algorithm):
     def _check_labels(self, stacks: Sequence[EpisodeStack], loss_fn: LossFn | None, *, training: bool = False) -> None:
         """Refuse classes without an output or slot; what other losses and predictors make of them is theirs."""
         for stack in stacks:
-            check_rows(stack)
             if not is_classification(stack.support_y):
                 continue
             if self.has_slots:
@@ -320,7 +319,7 @@ class MetaLearner(Algorithm):
                 with naming_inputs(self._model, [stack]):
                     one = self.problem().apply(self._meta["model"], stack.support_x[0])  # not computed
                 outputs = one.shape[-1]
-                check_range(stack, outputs, f"{type(self._model).__name__} has {outputs} outputs")
+                check_range(stack, outputs, f"{type(self._model).__name__} has {outputs} outputs", one.shape[1:-1])
 
     # --- persistence ---------------------------------------------------------------------------------------------
 

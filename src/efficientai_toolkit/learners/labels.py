@@ -16,22 +16,22 @@ def classes(problem: Problem, params: Parameters, support_y: mx.array) -> int:
     """Slots for classes, fixed for the trace: as many as the support may hold, and as the model's head has."""
     if not is_classification(support_y):
         raise TaskSamplingError("this learner is for classification: the targets must be integer classes")
-    outputs = [params[path].shape[0] for path in problem.head_paths]
+    outputs = [params[path].shape[0] for path in problem.head_paths if params[path].ndim]
     return max([support_y.shape[0], *outputs])
 
 
-def check_rows(stack: EpisodeStack) -> None:
-    """Each example of a support has its target, and there is one at least."""
-    x, y = stack.support_x.shape[1:2], stack.support_y.shape[1:2]
-    if x != y or not x or not x[0]:
-        raise TaskSamplingError(
-            f"support_x has {sum(x)} rows and support_y {sum(y)}; both need the same number, at least one"
-        )
+def check_shape(part: str, labels: mx.array, more: tuple[int, ...] = ()) -> None:
+    """Each example has one label, or so many as `more` says."""
+    expected = labels.shape[1:2] + more
+    if labels.shape[1:] != expected:
+        raise TaskSamplingError(f"{part} labels have the shape {labels.shape[1:]}; expected {expected}")
 
 
-def check_range(stack: EpisodeStack, count: int, owner: str) -> None:
-    """All labels are below `count`; `owner` says whose count that is."""
+def check_range(stack: EpisodeStack, count: int, owner: str, more: tuple[int, ...] = ()) -> None:
+    """All labels are below `count`, and each example has one, or so many as `more` says (tokens of a text); `owner`
+    says whose count that is."""
     for part, labels in (("support", stack.support_y), ("query", stack.query_y)):
+        check_shape(part, labels, more)
         low, high = int(mx.min(labels)), int(mx.max(labels))
         if low < 0 or high >= count:
             raise TaskSamplingError(f"{part} labels are {low} … {high}, but {owner}: classes are 0 … {count - 1}")
@@ -40,8 +40,7 @@ def check_range(stack: EpisodeStack, count: int, owner: str) -> None:
 def check_slots(stack: EpisodeStack, slots: int, *, query: bool, remedy: str = "") -> None:
     """Each label of a support has one of `slots`, and, where `query` says so, each of its query is among them."""
     support, asked = np.array(stack.support_y), np.array(stack.query_y)
-    if support.ndim != 2:
-        raise TaskSamplingError(f"support labels have the shape {support.shape[1:]}; expected one number an example")
+    check_shape("support", stack.support_y)
     if support.min() < 0 or support.max() >= slots:
         raise TaskSamplingError(
             f"support labels are {support.min()} … {support.max()}, and a support of {support.shape[1]} examples "
@@ -49,6 +48,7 @@ def check_slots(stack: EpisodeStack, slots: int, *, query: bool, remedy: str = "
         )
     if not query:
         return
+    check_shape("query", stack.query_y)
     task = np.arange(len(support))[:, None]
     having = np.zeros((len(support), slots), bool)
     having[task, support] = True

@@ -16,7 +16,14 @@ def cross_entropy_loss(logits: mx.array, targets: mx.array) -> mx.array:
 
     Computed as logsumexp − logit of the target in float32, so half-precision logits do not overflow. NaN where a target
     is not in 0 … C − 1.
+
+    Raises:
+        TaskSamplingError: not one class for each row of logits.
     """
+    if targets.shape != logits.shape[:-1]:
+        raise TaskSamplingError(
+            f"logits have the shape {logits.shape} and their classes {targets.shape}; expected {logits.shape[:-1]}"
+        )
     logits = logits.astype(mx.float32)
     return mx.mean(mx.logsumexp(logits, axis=-1) - target_logits(logits, targets))
 

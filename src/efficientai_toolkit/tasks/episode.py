@@ -51,6 +51,29 @@ def as_targets(values: Any) -> mx.array:
     return targets.astype(mx.int32) if targets.dtype == mx.bool_ else targets
 
 
+def _check_rows(where: str, *rows: tuple[int, ...]) -> None:
+    """Each example has its target, and there is one at least; `rows` of the four parts, () of a part without any."""
+    for name, x, y in (("support", *rows[:2]), ("query", *rows[2:])):
+        if x != y or 0 in (x or (0,)):
+            raise TaskSamplingError(
+                f"{where}{name}_x has {sum(x)} rows and {name}_y {sum(y)}; both need the same number, at least one"
+            )
+
+
+def _checked_stack(stack: EpisodeStack) -> EpisodeStack:
+    """`stack` of arrays of MLX, of as many tasks and rows each as belong together: less would be broadcast."""
+    sx, sy, qx, qy = stack
+    parts = EpisodeStack(as_array(sx), as_targets(sy), as_array(qx), as_targets(qy))
+    tasks = [part.shape[:1] for part in parts]
+    if len(set(tasks)) > 1 or tasks[0] in ((), (0,)):
+        raise TaskSamplingError(
+            f"the parts of a stack are of {', '.join(str(sum(n)) for n in tasks)} tasks; "
+            "all four need the same number, at least one"
+        )
+    _check_rows("", *(part.shape[1:2] for part in parts))
+    return parts
+
+
 def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[EpisodeStack]:
     """Episodes as stacks, one for each combination of shapes and dtypes, in order of first appearance."""
     groups: dict[tuple, list[Sequence[mx.array]]] = {}
@@ -61,12 +84,7 @@ def stack_episodes(episodes: Sequence[Sequence[mx.array]]) -> list[EpisodeStack]
             )
         sx, sy, qx, qy = episode
         episode = sx, sy, qx, qy = as_array(sx), as_targets(sy), as_array(qx), as_targets(qy)
-        for name, x, y in (("support", sx, sy), ("query", qx, qy)):
-            if x.shape[0] == 0 or x.shape[0] != y.shape[0]:
-                raise TaskSamplingError(
-                    f"episode {number}: {name}_x has {x.shape[0]} rows and {name}_y {y.shape[0]}; "
-                    "both need the same number, at least one"
-                )
+        _check_rows(f"episode {number}: ", *(a.shape[:1] for a in episode))
         groups.setdefault(tuple((a.shape, a.dtype) for a in episode), []).append(episode)
     return [EpisodeStack(*(mx.stack(list(parts)) for parts in zip(*group, strict=True))) for group in groups.values()]
 
@@ -85,12 +103,9 @@ def as_stacks(episodes: Sequence[Sequence[mx.array]] | EpisodeStack) -> list[Epi
         )
     if not len(episodes):
         raise TaskSamplingError("no episodes were given; at least one is needed")
-    stacks = [
-        EpisodeStack(e.support_x, as_targets(e.support_y), e.query_x, as_targets(e.query_y))
-        for e in episodes
-        if isinstance(e, EpisodeStack)
-    ]
-    if len(stacks) == len(episodes):
+    each = [_checked_stack(e) if isinstance(e, EpisodeStack) else e for e in episodes]
+    stacks = [e for e in each if isinstance(e, EpisodeStack)]
+    if len(stacks) == len(each):
         return stacks
-    singles = (zip(*e, strict=True) if isinstance(e, EpisodeStack) else [e] for e in episodes)
+    singles = (zip(*e, strict=True) if isinstance(e, EpisodeStack) else [e] for e in each)
     return stack_episodes(list(itertools.chain.from_iterable(singles)))
