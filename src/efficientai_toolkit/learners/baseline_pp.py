@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from ..nn.functional import trainable
-from ..nn.losses import accuracy, is_classification
+from ..nn.losses import accuracy, has_accuracy, is_classification
 from ..settings import Count, Positive
 from .base import MetaLearner
 from .inner_loop import inner_loop
@@ -95,8 +95,9 @@ class BaselinePlusPlus(MetaLearner):
                 metrics = {
                     "query_loss": problem.criterion(logits[size:], qy),
                     "support_loss": problem.criterion(logits[:size], sy),
-                    "query_accuracy": accuracy(logits[size:], qy),
                 }
+                if has_accuracy(logits[size:], qy):
+                    metrics["query_accuracy"] = accuracy(logits[size:], qy)
                 loss = problem.criterion(logits, mx.concatenate([sy, qy]))
                 return loss, {name: mx.stop_gradient(value) for name, value in metrics.items()}
 

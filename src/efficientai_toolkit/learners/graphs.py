@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..devices import memory_budget
-from ..nn.losses import LossFn, accuracy, is_classification
+from ..nn.losses import LossFn, accuracy, has_accuracy
 from ..nn.statistics import given, recorded
 from ..nn.trees import flatten
 from ..optimizers import pure_update
@@ -54,14 +54,15 @@ class Graphs:
         self.learner, self.optimizer, self.num_steps, self.by_steps = learner, optimizer, num_steps, by_steps
         self.gradient_clip, self.chunk, self.task_bytes = gradient_clip, chunk, task_bytes
         self._bind, self._compiled = bind, compiled
-        self._problems: dict[LossFn | None, Problem] = {}
+        self._problems: dict[Any, Problem] = {}
         self._functions: dict[Any, Callable] = {}
         self._alone: set[Any] = set()  # names of functions that only this thread can run
 
     def problem(self, loss_fn: LossFn | None) -> Problem:
-        if loss_fn not in self._problems:
-            self._problems[loss_fn] = self._bind(loss_fn)
-        return self._problems[loss_fn]
+        name = _name(loss_fn)
+        if name not in self._problems:
+            self._problems[name] = self._bind(loss_fn)
+        return self._problems[name]
 
     def update(
         self,
@@ -79,7 +80,7 @@ class Graphs:
         """
         if len(stacks) == 1 and self._chunk_of(stacks[0], meta, loss_fn) >= stacks[0].num_tasks:
             meta_grad = self.learner.meta_grad_at(iteration)
-            name = ("step", loss_fn, meta_grad, support_loss)
+            name = ("step", _name(loss_fn), meta_grad, support_loss)
             step = self._function(name, lambda: self._whole_step(loss_fn, meta_grad, support_loss))
             return step(meta, state, counter, tuple(stacks[0]))
         metrics, grads = self.gradient(meta, stacks, loss_fn, counter, iteration, support_loss)
@@ -106,7 +107,7 @@ class Graphs:
             for part, n, end in zip(parts, sizes, ends, strict=True)
         ]
         rows: list[tuple[int, Metrics]] = []
-        name = ("gradient", loss_fn, meta_grad, support_loss)
+        name = ("gradient", _name(loss_fn), meta_grad, support_loss)
         with closing(self._each(name, lambda: self._gradient(loss_fn, meta_grad, support_loss), calls)) as found:
             for n, (metrics, more) in zip(sizes, found, strict=True):
                 more = tree_map(lambda g, n=n: g * (n / ends[-1]), more)
@@ -133,7 +134,7 @@ class Graphs:
                 seen += part.num_tasks
         with closing(
             self._each(
-                ("evaluate", loss_fn, steps, transductive),
+                ("evaluate", _name(loss_fn), steps, transductive),
                 lambda: self._evaluation(loss_fn, steps, transductive),
                 calls,
             )
@@ -230,7 +231,7 @@ class Graphs:
                     made[id(state)] = predict(state, sx, qx)
                 predictions = made[id(state)]
                 metrics[f"step_{k}_loss"] = problem.criterion(predictions, qy)
-                if is_classification(qy):
+                if has_accuracy(predictions, qy):
                     metrics[f"step_{k}_acc"] = accuracy(predictions, qy)
             return metrics
 
@@ -281,6 +282,15 @@ def _task_keys(seed: int, start: int, count: int) -> mx.array:
     high, low = mx.random.split(mx.array([0, seed & 0xFFFFFFFF], dtype=mx.uint32))[0]
     places = mx.arange(start, start + count, dtype=mx.uint32)
     return mx.stack([mx.broadcast_to(high, places.shape), low + places], axis=1)
+
+
+def _name(loss_fn: LossFn | None) -> Any:
+    """What a loss is kept under: itself, or its identity (the problem holds it) where it has no hash, as a module."""
+    try:
+        hash(loss_fn)
+    except TypeError:
+        return id(loss_fn)
+    return loss_fn
 
 
 def _shapes(stack: Sequence[mx.array]) -> str:

@@ -12,7 +12,7 @@ from mlx.utils import tree_map
 from ..errors import ConfigurationError, ModelError
 from ..nn.functional import Parameters, functional, trainable
 from ..nn.head import features_of, find_head
-from ..nn.losses import LossFn, accuracy, default_loss, is_classification
+from ..nn.losses import LossFn, accuracy, default_loss, has_accuracy
 from ..tasks.episode import Episode, EpisodeStack
 from .inner_loop import stacking
 
@@ -41,7 +41,12 @@ def bind(model: nn.Module, loss_fn: LossFn | None = None, head: str | None = Non
     apply = functional(model)
 
     def criterion(predictions, targets):
-        return (loss_fn or default_loss(targets))(predictions, targets)
+        # A loss may be a module, which without parameters is an empty mapping, and counts as false.
+        value = (default_loss(targets) if loss_fn is None else loss_fn)(predictions, targets)
+        if not isinstance(value, mx.array) or value.ndim:
+            found = f"an array of shape {value.shape}" if isinstance(value, mx.array) else f"{value!r}"
+            raise ConfigurationError(f"loss_fn returned {found}; expected one number, such as the mean over the rows")
+        return value
 
     def loss(params, x, y, *, key=None):
         return criterion(apply(params, x, key=key), y)
@@ -104,7 +109,7 @@ def query_metrics(
         "query_loss": loss,
         "support_loss": problem.criterion(learner.predict(problem, frozen, sx), sy),
     }
-    if is_classification(qy):
+    if has_accuracy(predictions, qy):
         metrics["query_accuracy"] = accuracy(predictions, qy)
     return loss, {name: mx.stop_gradient(value) for name, value in metrics.items()}
 

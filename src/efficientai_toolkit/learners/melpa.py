@@ -11,7 +11,7 @@ import mlx.nn as nn
 from ..errors import ConfigurationError, ModelError, TaskSamplingError
 from ..nn.functional import Parameters
 from ..nn.layers import shared_times
-from ..nn.losses import LossFn, accuracy, is_classification
+from ..nn.losses import LossFn, accuracy, has_accuracy, is_classification
 from ..tasks.episode import EpisodeStack, as_stacks
 from .base import Episodes, MetaLearner
 from .inner_loop import inner_loop
@@ -274,7 +274,7 @@ def _sequence_loss(adapt: Callable, problem: Problem, meta: Meta, tasks: tuple, 
     for k, head in enumerate(heads):
         predictions = problem.apply({**fast, **head}, qx[k], key=keys[count + k])
         losses.append(problem.criterion(predictions, qy[k]))
-        if is_classification(qy):
+        if has_accuracy(predictions, qy[k]):
             correct.append(accuracy(predictions, qy[k]))
     loss = sum(losses[1:], losses[0]) / count
     still = {path: mx.stop_gradient(p) for path, p in fast.items()}

@@ -66,6 +66,12 @@ def default_loss(targets: mx.array) -> LossFn:
     return cross_entropy_loss if is_classification(targets) else mse_loss
 
 
+def has_accuracy(predictions: mx.array, targets: mx.array) -> bool:
+    """One class of several for each row. A loss of one's own may have others: several labels a row, one logit, …"""
+    one_each = targets.shape == predictions.shape[:-1] and predictions.shape[-1] > 1
+    return one_each and is_classification(targets)
+
+
 def accuracy(logits: mx.array, targets: mx.array) -> mx.array:
     """Fraction of rows whose largest logit is the target's."""
     return mx.mean((mx.argmax(logits, axis=-1) == targets).astype(mx.float32))
