@@ -5,11 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from efficientai_toolkit import MLP, Conv4, SimpleClassifier, learner_class
-from efficientai_toolkit.backbones.resnet12 import DropBlock
+from efficientai_toolkit import MLP, Conv4, SimpleClassifier, learner_class, mse_loss
+from efficientai_toolkit.backbones.resnet12 import DropBlock, ResNet12
+from efficientai_toolkit.learners.metric import cosine_head, squared_distances, unit
 from efficientai_toolkit.learners.update_rules import adam, clip_scale
 from efficientai_toolkit.nn.elementwise import add_scaled
-from efficientai_toolkit.nn.functional import key_scope
+from efficientai_toolkit.nn.functional import functional, key_scope, trainable
 from learner_cases import blobs, sines
 
 HALVES = (mx.float16, mx.bfloat16)
@@ -44,6 +45,17 @@ def made(name, dtype, **options):
         ("r2d2", {}),
         ("alpaca", {}),
         ("protonet", {}),
+        ("protonet", {"distance_metric": "cosine"}),
+        ("proto_maml", {}),
+        ("proto_maml", {"distance_metric": "cosine"}),
+        ("matching", {}),
+        ("matching", {"full_context": True}),
+        ("relation", {}),
+        ("baseline++", {}),
+        ("imaml", {}),
+        ("cavia", {}),
+        ("melpa", {}),
+        ("melpa", {"update": "optimizer"}),
     ],
 )
 def test_a_learner_of_half_precision_stays_finite_and_keeps_every_dtype(name, options, dtype):
@@ -59,7 +71,7 @@ def test_a_learner_of_half_precision_stays_finite_and_keeps_every_dtype(name, op
     if learner.adapts_by_steps:
         assert {a.dtype for _, a in learner.model.trainable_parameters().items() if isinstance(a, mx.array)} <= {dtype}
         adapted = learner.adapt(stack.support_x[0], stack.support_y[0])
-        assert adapted(stack.query_x[0]).dtype == dtype
+        assert adapted(stack.query_x[0]).dtype == (mx.float32 if name == "baseline++" else dtype)
 
 
 @DTYPES
@@ -142,3 +154,86 @@ def test_a_network_with_batch_norm_has_half_precision_features_of_float32_s_valu
     model.set_dtype(dtype)
     found = model.features(x.astype(dtype)).astype(mx.float32)
     assert float(mx.linalg.norm(found - exact)) <= 0.05 * float(mx.linalg.norm(exact))
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Conv4((84, 84, 3), 5, 4, 2), lambda: ResNet12((64, 64, 3), 5, (4, 8, 8, 8))],
+    ids=["fused", "by layers"],
+)
+def test_batch_norm_counts_more_pixels_than_float16_does(make, dtype):
+    model = make()
+    side = 84 if isinstance(model, Conv4) else 64
+    x = 8 * mx.random.uniform(shape=(15, side, side, 3), key=mx.random.key(0))
+
+    def loss(params, x):
+        return mse_loss(functional(model)(params, x), mx.zeros((15, 5)))
+
+    exact = model(x)
+    model.set_dtype(dtype)
+    found, (value, grads) = model(x.astype(dtype)), mx.value_and_grad(loss)(trainable(model), x.astype(dtype))
+    assert found.dtype == dtype
+    assert float(mx.linalg.norm(found - exact)) <= 0.2 * float(mx.linalg.norm(exact))
+    assert all(mx.all(mx.isfinite(g)).item() and g.dtype == dtype for g in grads.values())
+    assert mx.isfinite(value).item()
+
+
+@DTYPES
+def test_cosines_and_distances_of_very_small_and_very_large_rows(dtype):
+    rows = mx.array([[0, 0], [300, 400], [3e-4, 4e-4]], dtype=dtype)
+    assert mx.allclose(unit(rows), mx.array([[0, 0], [0.6, 0.8], [0.6, 0.8]]), atol=0.01)
+    assert mx.isfinite(mx.grad(lambda x: mx.sum(unit(x)))(rows)).all().item()
+    assert squared_distances(rows, rows[:1])[:, 0].tolist() == pytest.approx([0, 250000, 2.5e-7], rel=0.02)
+    weight, bias = cosine_head(rows, mx.eye(3), 10.0)
+    assert mx.isfinite(weight).all().item()
+    assert mx.isfinite(bias).all().item()
+    assert mx.linalg.norm(weight[1]).item() == pytest.approx(10 / (500 / 3), rel=0.01)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("protonet", {}), ("protonet", {"distance_metric": "cosine"}), ("matching", {}), ("baseline++", {})],
+)
+def test_large_inputs_are_classified_as_in_float32(name, options, dtype):
+    """Embeddings whose squares are more than float16 holds."""
+    found = []
+    for kind in (mx.float32, dtype):
+        learner, stack = made(name, kind, **options)
+        far = stack._replace(support_x=200 * stack.support_x, query_x=200 * stack.query_x)
+        found.append(learner.evaluate(far, num_adaptation_steps=(2,))["step_2_acc"])
+    assert found[1] == pytest.approx(found[0], abs=0.1)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("protonet", {"distance_metric": "cosine"}),
+        ("proto_maml", {"distance_metric": "cosine"}),
+        ("matching", {}),
+        ("baseline++", {}),
+        ("melpa", {}),
+    ],
+)
+@pytest.mark.parametrize("shot", [1, 2])
+def test_a_row_of_dead_features_leaves_the_weights_finite(name, options, shot, dtype):
+    model = SimpleClassifier(hidden_dim=8, num_classes=3)
+    for layer in model.layers:
+        layer.bias = mx.full((8,), -0.1)
+    model.set_dtype(dtype)
+    stack = in_half(blobs(2, shot=shot), dtype)
+    stack = stack._replace(support_x=mx.concatenate([stack.support_x[:, :-1], 0 * stack.support_x[:, -1:]], axis=1))
+    assert not mx.any(model.features(stack.support_x[0])[-1]).item()
+    learner = learner_class(name)(model, inner_lr=0.05, num_inner_steps=2, **options)
+    for _ in range(2):
+        metrics = learner.meta_train_step(stack)
+    assert all(mx.isfinite(mx.array(value)).item() for value in metrics.values())
+    assert all(mx.all(mx.isfinite(a)).item() for part in learner.meta.values() for a in part.values())
+
+
+@DTYPES
+def test_squared_errors_beyond_what_float16_holds(dtype):
+    predictions, y = mx.full((100,), 400.0, dtype), mx.zeros((100,), dtype)
+    assert mse_loss(predictions, y).item() == pytest.approx(160000)

@@ -12,6 +12,7 @@ from ..errors import ConfigurationError, ModelError, TaskSamplingError
 from ..nn.functional import Parameters
 from ..nn.layers import shared_times
 from ..nn.losses import LossFn, accuracy, has_accuracy, is_classification
+from ..precision import widened
 from ..tasks.episode import EpisodeStack, as_stacks
 from .base import Episodes, MetaLearner
 from .inner_loop import inner_loop
@@ -44,14 +45,15 @@ def learned_optimizer(num_steps: int, learning_rate: float, hidden_dim: int = 8)
         }
 
     def start(params):
-        return {path: mx.zeros_like(p) for path, p in params.items()}
+        return {path: mx.zeros_like(widened(p)) for path, p in params.items()}
 
     def update(rule, state, grads, params, step):
+        grads = {path: widened(grads[path]) for path in params}
         mean = {path: 0.9 * m + 0.1 * grads[path] for path, m in state.items()}
         steps = {}
         for path, p in params.items():
             size = _rms(grads[path])
-            seen = mx.stack([grads[path] / size, mean[path] / size, p / _rms(p)], axis=-1)
+            seen = mx.stack([grads[path] / size, mean[path] / size, widened(p) / _rms(p)], axis=-1)
             hidden = mx.tanh(seen @ rule["net.0.weight"].T + rule["net.0.bias"])
             steps[path] = grads[path] + size * (hidden @ rule["net.1.weight"])
         return rates.update(rule, {}, steps, params, step)[0], mean
@@ -60,7 +62,7 @@ def learned_optimizer(num_steps: int, learning_rate: float, hidden_dim: int = 8)
 
 
 def _rms(x: mx.array) -> mx.array:
-    return mx.sqrt(mx.mean(mx.square(x)) + 1e-12)
+    return mx.sqrt(mx.mean(mx.square(widened(x))) + 1e-12)
 
 
 class MeLPALearner(MetaLearner):
@@ -245,7 +247,7 @@ def _beginning(initialisation: str, means: tuple[str, str] | None) -> Callable[.
         # One pass for both: the head's class means are those of the features before the decoder moved the adapters.
         z = problem.features(params, x).reshape(x.shape[0], -1)
         if network:
-            context = mx.stop_gradient(mx.mean(z, axis=0))
+            context = mx.stop_gradient(mx.mean(widened(z), axis=0))
             code = mx.tanh(rule["code.weight"] @ (context / _rms(context)) + rule["code.bias"])
             params = {
                 p: (a + decoded(p, code)).astype(a.dtype) if f"decode.{p}" in rule else a for p, a in params.items()

@@ -11,8 +11,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..errors import ModelError, TaskSamplingError
+from ..nn.conv import custom_function
+from ..nn.elementwise import stacks
 from ..nn.functional import Parameters, trainable
 from ..nn.head import find_head
+from ..precision import widened
 from ..tasks.episode import Episode, as_array
 from .base import MetaLearner
 from .learner import Problem
@@ -75,11 +78,31 @@ def rule_out(logits: mx.array, having: mx.array) -> mx.array:
 
 def class_means(z: mx.array, support: mx.array) -> mx.array:
     """Mean embedding of each class: (S, D), one-hot (S, C) → (C, D); zero for a class that is absent."""
-    return (support.T @ z) / mx.maximum(mx.sum(support, axis=0), 1)[:, None]
+    return (support.T @ _wide(z)) / mx.maximum(mx.sum(support, axis=0), 1)[:, None]
+
+
+@custom_function
+def _from_float16(x):
+    return x.astype(mx.float32)
+
+
+@_from_float16.vjp
+def _(_x, cotangent, _output):
+    # That of the cosine of a zero row is beyond float16: infinite, and times the zero of a dead ReLU not a number.
+    return mx.clip(cotangent, -65504, 65504).astype(mx.float16)
+
+
+stacks(_from_float16)
+
+
+def _wide(x: mx.array) -> mx.array:
+    """`widened`, with gradients that float16 holds."""
+    return _from_float16(x) if x.dtype == mx.float16 else widened(x)
 
 
 def unit(x: mx.array) -> mx.array:
-    """Rows of length 1 (a zero row stays zero)."""
+    """Rows of length 1 (a zero row stays zero), in float32."""
+    x = _wide(x)
     return x * mx.rsqrt(mx.sum(mx.square(x), axis=-1, keepdims=True) + 1e-12)
 
 
@@ -92,12 +115,14 @@ def cosine_head(z: mx.array, support: mx.array, scale: mx.array | float) -> tupl
         support: (S, C) their classes, one-hot.
         scale: of the logits.
     """
+    z = _wide(z)
     size = mx.mean(mx.sqrt(mx.sum(mx.square(z), axis=-1) + 1e-12))
     return (scale / size) * unit(class_means(z, support)), mx.where(present(support), 0.0, -scale)
 
 
 def squared_distances(a: mx.array, b: mx.array) -> mx.array:
-    """(N, D), (M, D) → (N, M)"""
+    """(N, D), (M, D) → (N, M), in float32"""
+    a, b = _wide(a), _wide(b)
     return mx.sum(mx.square(a), -1)[:, None] - 2 * a @ b.T + mx.sum(mx.square(b), -1)
 
 

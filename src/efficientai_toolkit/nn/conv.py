@@ -15,6 +15,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..precision import widened
+
 custom_function: Any = mx.custom_function  # whose stubs forget what is returned
 
 
@@ -182,11 +184,12 @@ def conv_norm_relu_pool(x: mx.array, weight: mx.array, scale: mx.array, shift: m
     rows, q = pooled_correlation((n, height, width), (kh, kw), kh // 2)
     sign = mx.stop_gradient(mx.where(scale >= 0, 1.0, -1.0).astype(weight.dtype))
     y = rows.apply(x.reshape(-1, channels), weight.reshape(out, kh * kw, channels) * sign[:, None, None])
-    mean = mx.mean(y, axis=0)
-    variance = mx.mean(mx.square(y - mean), axis=0)
+    wide = widened(y)
+    mean = mx.mean(wide, axis=0)
+    variance = mx.mean(mx.square(wide - mean), axis=0)
     pooled = _pool_rows(y, q)
     normed = (pooled - mean) * (mx.rsqrt(variance + eps) * (scale * sign)) + shift
-    return mx.maximum(normed, 0).reshape(n, height // 2, width // 2, out)
+    return mx.maximum(normed, 0).astype(y.dtype).reshape(n, height // 2, width // 2, out)
 
 
 def _pool_rows(y: mx.array, q: int) -> mx.array:

@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import ModelError
+from ..precision import widened
 from .conv import conv2d, custom_function, max_pool2d
 from .functional import next_key
 from .statistics import given_to, record
@@ -141,11 +142,12 @@ class EpisodicBatchNorm(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         axes, found = tuple(range(x.ndim - 1)), given_to(self)
-        mean = mx.mean(x, axis=axes) if found is None else found[0]
-        centred = x - mean
+        wide = widened(x)
+        mean = mx.mean(wide, axis=axes) if found is None else found[0]
+        centred = wide - mean
         variance = mx.mean(mx.square(centred), axis=axes) if found is None else found[1]
         record(self, mean, variance)
-        return centred * (mx.rsqrt(variance + self.eps) * self.weight) + self.bias
+        return (centred * (mx.rsqrt(variance + self.eps) * self.weight) + self.bias).astype(x.dtype)
 
 
 def check_pure(model: nn.Module) -> None:

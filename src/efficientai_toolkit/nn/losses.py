@@ -7,6 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from ..errors import TaskSamplingError
+from ..precision import widened
 
 LossFn = Callable[[mx.array, mx.array], mx.array]
 
@@ -53,7 +54,7 @@ def mse_loss(predictions: mx.array, targets: mx.array) -> mx.array:
         raise TaskSamplingError(
             f"predictions have the shape {shapes[0]} and their targets {shapes[1]}; expected the same"
         )
-    return mx.mean(mx.square(predictions - targets))
+    return mx.mean(mx.square(widened(predictions) - widened(targets)))
 
 
 def is_classification(targets: mx.array) -> bool:
