@@ -68,10 +68,22 @@ def at_own_rate(optimizer: optim.Optimizer, saved: dict[str, Any], own: dict[str
 
 
 def initial_state(optimizer: optim.Optimizer, parameters: Any) -> dict[str, Any]:
-    """The optimiser's state before the first update. Moments of half-precision parameters are of float32: those of
-    small gradients are zero in float16."""
-    optimizer.init(tree_map(widened, parameters))
-    return _copied(optimizer.state)
+    """The optimiser's state before the first update, whatever else it has updated; its own stays as it was. Moments of
+    half-precision parameters are of float32: those of small gradients are zero in float16."""
+    held = optimizer.state
+    # Of what it holds, rates are arrays of their own; moments are in mappings, one a parameter or module.
+    rates = {name: value for name, value in held.items() if isinstance(value, mx.array)}
+    start = mx.zeros_like(optimizer.step)
+    try:
+        optimizer.state = {
+            **rates,
+            **{name: rate(start) for name, rate in optimizer._schedulers.items()},
+            "step": start,
+        }
+        optimizer.init(tree_map(widened, parameters))
+        return _copied(optimizer.state)
+    finally:
+        optimizer.state = held
 
 
 def pure_update(optimizer: optim.Optimizer, state: Any, gradients: Any, parameters: Any) -> tuple[Any, Any]:
