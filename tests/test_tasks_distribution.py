@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from efficientai_toolkit import MAMLLearner, SimpleClassifier
 from efficientai_toolkit.config import MetaLearningConfig
 from efficientai_toolkit.errors import ConfigurationError, DataError, DataNotFoundError, OutputError, TaskSamplingError
 from efficientai_toolkit.tasks import FAMILIES, family
@@ -86,6 +87,20 @@ def test_sample_batch_counts_on_through_a_pickle():
     tasks = make()
     assert same(tasks.sample_batch(4), make().batch_at(0, 4))
     assert same(pickle.loads(pickle.dumps(tasks)).sample_batch(4), make().batch_at(1, 4))
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_what_is_sampled_after_training_was_not_trained_on(endless):
+    tasks, n = make(endless=endless), 3
+    learner = MAMLLearner(SimpleClassifier(hidden_dim=4), num_inner_steps=1, compile=False)
+    tasks.sample_batch(n)
+    for iterations in (5, 2):
+        learner.meta_train(tasks, num_iterations=iterations, meta_batch_size=n)
+    assert same(tasks.sample_batch(n), make(endless=endless).batch_at(7, n))
+    learner.iteration = 0
+    learner.meta_train(tasks, num_iterations=1, meta_batch_size=n)
+    assert same(tasks.sample_batch(n), tasks.batch_at(8, n))
+    assert same(tasks.batch_at(0, n), make(endless=endless).batch_at(0, n))
 
 
 def test_a_task_stays_itself_and_its_points_are_fresh():

@@ -103,6 +103,15 @@ def test_kinds_are_drawn_from_the_seed():
     np.testing.assert_allclose(share, 0.25, atol=0.07)
 
 
+def test_a_generator_samples_no_episode_of_its_distribution():
+    """Who trains on the one and evaluates on the other does not evaluate on what was trained on."""
+    generator, again = SinusoidalTaskGenerator(seed=0), SinusoidalTaskGenerator(seed=0)
+    trained_on = [generator.distribution().batch_at(i, 25)[0].support_x for i in range(4)]
+    sampled = [generator.sample_batch(25).support_x for _ in range(4)]
+    assert not {x[0, 0, 0].item() for x in trained_on} & {x[0, 0, 0].item() for x in sampled}
+    assert mx.array_equal(again.sample_batch(25).support_x, sampled[0])
+
+
 def test_sinusoids_follow_finn():
     generator = SinusoidalTaskGenerator(support_size=10, query_size=500)
     stack = generator.sample_batch(400)

@@ -215,6 +215,8 @@ class MetaLearner(Algorithm):
         num_iterations, meta_batch_size = None if num_iterations is None else int(num_iterations), int(meta_batch_size)
         if hasattr(tasks, "batch_at"):
             start, count = self.iteration, 1000 if num_iterations is None else num_iterations
+            if hasattr(tasks, "skip_to"):
+                tasks.skip_to(start + count)  # what is sampled afterwards has not been trained on
             batches = (tasks.batch_at(start + i, meta_batch_size) for i in range(count))
         else:
             episodes = list(tasks)

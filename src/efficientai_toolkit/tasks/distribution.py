@@ -154,10 +154,15 @@ class TaskDistribution:
         return [(drawn, part) for drawn, part in rows if part.start < part.stop]
 
     def sample_batch(self, n: int) -> list[EpisodeStack]:
-        """The next batch: `batch_at(0, n)`, `batch_at(1, n)`, …"""
+        """The next batch: `batch_at(0, n)`, `batch_at(1, n)`, …; after `meta_train`, of those it did not see."""
         with self._lock:
             index, self._batches = self._batches, self._batches + 1
         return self.batch_at(index, n)
+
+    def skip_to(self, index: int) -> None:
+        """Let `sample_batch` go on at batch `index`, where it is not there yet: those before were trained on."""
+        with self._lock:
+            self._batches = max(self._batches, index)
 
     def sample_episode(self, task_id: str | None = None) -> tuple[TaskConfig, mx.array, mx.array, mx.array, mx.array]:
         """A fresh episode of the task `task_id`, or of a random one: (config, support_x, support_y, query_x, query_y).

@@ -95,7 +95,7 @@ class RegressionFamily(Family):
 
     # For use without configurations
 
-    def distribution(self, num_tasks: int | None = None):
+    def distribution(self, num_tasks: int | None = None, *, stream: str = ""):
         """A `TaskDistribution` of this family: `num_tasks` tasks, or fresh ones without end."""
         from .distribution import TaskDistribution
 
@@ -103,12 +103,13 @@ class RegressionFamily(Family):
         configs = [
             TaskConfig(f"{name}_{i}", name, 1, 1, self.support_size, self.query_size) for i in range(num_tasks or 1)
         ]
-        return TaskDistribution(configs, self.seed, endless=num_tasks is None, families={name: self})
+        endless = num_tasks is None
+        return TaskDistribution(configs, self.seed, endless=endless, families={name: self}, stream=stream)
 
     def sample_batch(self, n: int) -> Episode:
-        """The next `n` fresh tasks, one episode each, stacked."""
+        """The next `n` fresh tasks, one episode each, stacked; never those of `distribution()`."""
         if self._tasks is None:
-            self._tasks = self.distribution()
+            self._tasks = self.distribution(stream="samples")
         return self._tasks.sample_batch(n)[0]
 
     def sample_episode(self) -> tuple[mx.array, mx.array, mx.array, mx.array]:
