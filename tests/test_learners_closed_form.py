@@ -24,6 +24,7 @@ from efficientai_toolkit.learners.cavia import modulated_paths
 from efficientai_toolkit.learners.imaml import conjugate_gradient, proximal_sgd
 from efficientai_toolkit.learners.leo import Target, decorrelation, encode, kl_to_standard_normal
 from efficientai_toolkit.learners.r2d2 import ridge, solve_spd, with_one
+from efficientai_toolkit.nn.functional import next_key
 from learner_cases import assert_close, blobs, sines, singles
 
 
@@ -112,6 +113,20 @@ def quadratic(seed: int = 0):
     sx, qx = rng.standard_normal((1, 5, 3)), rng.standard_normal((1, 7, 3))
     sy, qy = rng.standard_normal((1, 5, 1)), rng.standard_normal((1, 7, 1))
     return model, [sx, sy, qx, qy]
+
+
+def test_alpaca_s_likelihood_drops_features_of_support_and_query_alike():
+    calls = []
+
+    class Noting(nn.Module):
+        def __call__(self, x):
+            calls.append((x.shape[0], next_key() is not None))
+            return mx.tanh(x)
+
+    model = nn.Sequential(nn.Linear(1, 8), Noting(), nn.Linear(8, 1))
+    learner_class("alpaca")(model, chunk=1, compile=False).meta_gradient(sines(1))
+    rows = {active: [n for n, drops in calls if drops == active] for active in (True, False)}
+    assert rows == {True: [6, 7, 7], False: [6]}  # of the queries the loss and its report, of which this one is a part
 
 
 def test_imaml_has_the_exact_implicit_gradient_of_a_quadratic():

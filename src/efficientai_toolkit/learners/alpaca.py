@@ -94,7 +94,7 @@ class ALPaCALearner(MetaLearner):
                 inner, outer = mx.random.split(key)
                 fast = adapt(problem, meta, sx, sy, key=inner, num_steps=0)
                 _, metrics = query_metrics(learner, problem, fast, Episode(sx, sy, qx, qy), outer)
-                mean, variance = predictive(problem, fast, qx)
+                mean, variance = predictive(problem, fast, qx, key=outer)
                 error = mx.square(qy.reshape(mean.shape) - mean)
                 return 0.5 * mx.mean(error / variance + mx.log(variance)), metrics
 
@@ -112,8 +112,8 @@ class ALPaCALearner(MetaLearner):
         return predictive(problem, fast, x)
 
 
-def predictive(problem, fast, x: mx.array) -> tuple[mx.array, mx.array]:
+def predictive(problem, fast, x: mx.array, *, key: mx.array | None = None) -> tuple[mx.array, mx.array]:
     """Mean (N, O) and variance (N, 1), noise included."""
-    features = with_one(problem.features(fast["model"], x))
+    features = with_one(problem.features(fast["model"], x, key=key))
     spread = mx.sum((features @ fast["covariance"]) * features, axis=-1, keepdims=True)
     return features @ fast["mean"], mx.maximum(spread, 0) + fast["noise"]
