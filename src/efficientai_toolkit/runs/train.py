@@ -245,7 +245,10 @@ class _Loop:
         """Query loss and accuracy on the held-out tasks, before and after the trained number of steps."""
         self._settle()
         before, after = 0, self.learner.num_inner_steps
-        values = self.learner.evaluate_per_task(self.validation, num_adaptation_steps=(before, after))
+        transductive = self.config.evaluation.transductive
+        values = self.learner.evaluate_per_task(
+            self.validation, num_adaptation_steps=(before, after), transductive=transductive
+        )
         row: dict[str, Any] = {"iteration": self.learner.iteration}
         for short, name in (("loss", "val_loss"), ("acc", "val_accuracy")):
             if f"step_{after}_{short}" in values:
