@@ -129,3 +129,16 @@ def test_a_relation_network_trains_and_is_evaluated_by_one_loss():
     task = singles(stack)[0]
     expected = cross_entropy_loss(learner.adapt(task.support_x, task.support_y)(task.query_x), task.query_y).item()
     assert learner.evaluate([task], cross_entropy_loss, (0,))["final_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["maml", "reptile", "imaml", "cavia", "meta_curvature", "lslr", "leo", "melpa"])
+def test_rates_may_be_numbers_of_numpy(name, kind, tmp_path):
+    """As in a loop over `np.logspace`."""
+    found = []
+    for number in (float, kind):
+        options = {"inner_lr": number(0.125), "outer_lr": number(0.0625), "gradient_clip": number(0.5)}
+        learner = learner_class(name)(SimpleClassifier(2, 8, 3), num_inner_steps=1, **options)
+        found.append(learner.meta_train_step(blobs(2)))
+        learner.save(tmp_path / "learner.npz")
+    assert found[0] == found[1]

@@ -47,7 +47,7 @@ class MetaLearner(Algorithm):
         num_inner_steps: inner steps of meta-training, and of `adapt` where nothing else is said.
         outer_optimizer: an `mlx.optimizers.Optimizer`, or the name of one ("adam", "sgd", "adamw", …).
         seed: of everything random (dropout, minibatches, what the learner initialises); of 32 bits.
-        gradient_clip: largest global norm of the meta-gradient; None leaves it alone.
+        gradient_clip: largest global norm of the meta-gradient; None leaves it alone. One that is not finite stays so.
         head: path of the model's head, for learners that need it and models that do not name it.
         chunk: tasks whose meta-gradient is one stacked graph; None chooses by size and device. The result is
             the same to rounding; 1 loops over the tasks with one compiled graph, which a large model on a CPU likes.
@@ -89,8 +89,8 @@ class MetaLearner(Algorithm):
         params = trainable(model)
         if not params:
             raise ModelError(f"{type(model).__name__} has no trainable parameters: a learner adapts exactly those")
-        self.inner_lr, self.num_inner_steps, self.seed = inner_lr, int(num_inner_steps), int(seed)
-        self.gradient_clip, self.options = gradient_clip, options
+        self.inner_lr, self.num_inner_steps, self.seed = float(inner_lr), int(num_inner_steps), int(seed)
+        self.gradient_clip, self.options = None if gradient_clip is None else float(gradient_clip), options
         self.chunk = None if chunk is None else int(chunk)
         self.iteration = 0
         self._model, self._head, self._compile = model, head, compile

@@ -116,8 +116,9 @@ class LEOLearner(MetaLearner):
     gradient steps move z, then `finetune_steps` move the decoded weights. Encoder, relation network, decoder, features
     and all inner rates are meta-learned, on L_query + β KL + γ ‖sg(z′) − z‖² + the decoder's orthogonality penalty.
 
-    Codes and weights are sampled while meta-training; `adapt` and `evaluate` take the means. With
-    `num_inner_steps=0` the latent steps are left out (the paper's ablation).
+    Codes and weights are sampled while meta-training; `adapt` and `evaluate` take the means. Numbers of steps are of
+    latent steps, and the fine-tuning follows each: `step_0` of `evaluate` is after it. With `num_inner_steps=0` the
+    latent steps are left out (the paper's ablation).
 
     Options:
         decodes: "head": each class has a code, from which its row of the head is decoded (classification on

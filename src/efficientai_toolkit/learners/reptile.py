@@ -49,7 +49,8 @@ class ReptileLearner(MetaLearner):
         use_query: adapt on support and query together while meta-training (the paper's "train shots").
 
     Reference: A. Nichol, J. Achiam, J. Schulman, *On First-Order Meta-Learning Algorithms*, arXiv:1803.02999.
-    Differs from the paper in: inner minibatches are drawn independently, not without replacement over an epoch.
+    Differs from the paper in: inner minibatches are drawn independently, not without replacement over an epoch. Differs
+    from its published runs in: the moments of the inner Adam start afresh for every task, where those go on.
     """
 
     algorithm = "reptile"
