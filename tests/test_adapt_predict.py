@@ -346,6 +346,22 @@ def test_a_user_s_own_adapted_json_is_kept(runs, examples, tmp_path, cli):
     assert list((tmp_path / "own").iterdir()) == [own]
 
 
+def test_a_user_s_own_arrays_are_kept_and_ours_are_replaced(runs, examples, tmp_path, cli):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "adapted.npz").write_text("mine")
+    done = cli("adapt", "--checkpoint", runs["protonet"], "--support", examples, "--output", folder)
+    assert done.exit_code == 2
+    assert "adapted.npz is a file of your own" in done.stderr
+    (folder / "adapted.npz").unlink()
+    adapted = adapt_checkpoint(runs["protonet"], SUPPORT, LABELS)
+    adapted.save(folder)
+    for text in ('{"format": "effici', None):  # as after a stop, or a fault of the disk
+        (folder / "adapted.json").unlink() if text is None else (folder / "adapted.json").write_text(text)
+        adapted.save(folder)
+    assert (folder / "adapted.json").is_file()
+
+
 def test_what_a_command_cannot_use_is_said(runs, examples, tmp_path, cli):
     def refused(*arguments):
         done = cli(*arguments)

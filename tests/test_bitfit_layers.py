@@ -32,6 +32,21 @@ def test_a_bias_inside_a_layer_is_left_alone(layer):
         attach(nn.Sequential(layer), adapter_config("bitfit"))
 
 
+class Dropped(nn.Linear):
+    """A layer with what has no arrays inside it, and options that are not needed."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.dropout = nn.Dropout(0.0)
+
+    def __call__(self, x, *more, **options):
+        return self.dropout(super().__call__(x))
+
+
+def test_a_user_s_own_layer_is_adapted():
+    assert set(slots(attach(nn.Sequential(Dropped()), adapter_config("bitfit")))) == {"layers.0"}
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [

@@ -11,6 +11,7 @@ from efficientai_toolkit.learners.metric import cosine_head, squared_distances, 
 from efficientai_toolkit.learners.update_rules import adam, clip_scale
 from efficientai_toolkit.nn.elementwise import add_scaled
 from efficientai_toolkit.nn.functional import functional, key_scope, trainable
+from efficientai_toolkit.nn.layers import EpisodicBatchNorm
 from learner_cases import blobs, sines
 
 HALVES = (mx.float16, mx.bfloat16)
@@ -231,6 +232,15 @@ def test_a_row_of_dead_features_leaves_the_weights_finite(name, options, shot, d
         metrics = learner.meta_train_step(stack)
     assert all(mx.isfinite(mx.array(value)).item() for value in metrics.values())
     assert all(mx.all(mx.isfinite(a)).item() for part in learner.meta.values() for a in part.values())
+
+
+def test_a_batch_norm_of_whole_numbers_has_fractions():
+    x = mx.array([[0, 10, 255], [3, 4, 5], [9, 200, 7]])
+    plain = EpisodicBatchNorm(3)(x.astype(mx.float32))
+    for dtype in (mx.uint8, mx.int32):
+        y = EpisodicBatchNorm(3)(x.astype(dtype))
+        assert y.dtype == mx.float32
+        assert mx.allclose(y, plain, atol=1e-5).item()
 
 
 @DTYPES

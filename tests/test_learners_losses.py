@@ -19,7 +19,7 @@ from efficientai_toolkit import (
     learner_class,
 )
 from efficientai_toolkit.learners import LEARNERS
-from learner_cases import blobs
+from learner_cases import blobs, sines
 
 CLASSIFIERS = [name for name in LEARNERS if learner_class(name).only != "regression"]
 
@@ -141,3 +141,28 @@ def test_a_loss_that_is_no_number(name):
             with pytest.raises(ConfigurationError, match=f"loss_fn returned {sentence}; expected one number"):
                 call(stack, loss)
     assert learner.iteration == 0
+
+
+class Spread(nn.Module):
+    """Mean and log variance: two arrays in place of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 2)
+
+    def __call__(self, x):
+        y = self.layer(x)
+        return y[:, :1], y[:, 1:]
+
+
+@pytest.mark.parametrize("name", ["maml", "fomaml", "reptile"])
+def test_a_model_of_several_outputs_has_a_loss_of_its_own(name):
+    def likelihood(predictions, y):
+        mean, log_variance = predictions
+        return mx.mean(mx.square(y - mean) * mx.exp(-log_variance) + log_variance)
+
+    learner = learner_class(name)(Spread(), inner_lr=0.01, num_inner_steps=1, chunk=1)
+    found = learner.evaluate(sines(2), likelihood, (0, 1))
+    assert found["step_1_loss"] < found["step_0_loss"]
+    assert "step_1_acc" not in found
+    assert learner.meta_train_step(sines(2), likelihood)["query_loss"] > 0

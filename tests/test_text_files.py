@@ -34,7 +34,7 @@ def test_true_and_false_of_json_keep_their_names(tmp_path):
         (
             "a.csv",
             "I want my money back,refund\nWhere is it?,parcel\n",
-            "line 1: this is no header; expected text,label",
+            "line 1: no column is called text or label; expected the header text,label",
         ),
         ("a.csv", "txt,label\nyes,1\n", "line 1: unknown column 'txt'; did you mean 'text'?"),
         ("a.json", '[\n  {"text": "yes", "label": "a"}\n]\n', "is one JSON array; expected one object with text and"),

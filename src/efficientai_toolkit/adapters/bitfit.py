@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from ..settings import Positive
 from .base import Adapter, AdapterConfig, Site, copy_of
@@ -32,9 +33,12 @@ class BitFit(Adapter):
     @classmethod
     def fits(cls, base: Any) -> bool:
         bias = base.get("bias")
-        if not isinstance(bias, mx.array) or bias.ndim != 1 or isinstance(base, _RECURRENT) or base.children():
+        if not isinstance(bias, mx.array) or bias.ndim != 1 or isinstance(base, _RECURRENT):
             return False
-        needed = [p for p in inspect.signature(base).parameters.values() if p.default is p.empty]
+        if any("." in path for path, _ in tree_flatten(base.parameters())):  # layers of its own may follow the bias
+            return False
+        parameters = inspect.signature(base).parameters.values()
+        needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         return len(needed) == 1  # of several inputs one may choose or multiply the bias
 
     @classmethod

@@ -41,7 +41,7 @@ def adapt(
     from ..errors import ConfigurationError
     from ..learners import learner_class
     from ..runs.adapted import adapt_checkpoint
-    from ..runs.adapted_folder import ABOUT, check_output
+    from ..runs.adapted_folder import ABOUT, ARRAYS, check_output
     from ..runs.build import checkpoint_file
     from ..runs.loaded import is_regression, kind_of_inputs, read_arrays, stored_config
     from ..tasks.numbers import column_names
@@ -55,7 +55,7 @@ def adapt(
     config = stored_config(checkpoint_file(checkpoint))
     if steps is not None and not learner_class(config.algorithm).adapts_by_steps:
         raise ConfigurationError(f"--steps: {config.algorithm} adapts in closed form, without steps; leave it out")
-    check_output(output, ABOUT)
+    check_output(output, ABOUT, ARRAYS)
     kind, regression = kind_of_inputs(config), is_regression(config)
     columns = column_names(support, regression=regression) if kind == "numbers" else None
     inputs, labels = support_of(support) if kind == "texts" else read_arrays(support, kind, regression=regression)

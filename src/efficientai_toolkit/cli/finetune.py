@@ -113,7 +113,7 @@ def finetune(
     from ..devices import select_device
     from ..errors import ConfigurationError
     from ..recipes import finetune as recipe
-    from ..runs.adapted_folder import ABOUT, CURVE, FIGURE, check_output
+    from ..runs.adapted_folder import ABOUT, ARRAYS, CURVE, FIGURE, check_output
     from ..runs.interrupt import interruptible
     from ..tasks.storage import data_root
     from .evaluate import whole_numbers
@@ -137,7 +137,7 @@ def finetune(
         "seed": seed or 0,
     }
     recipe.check_settings(learning_rate, epochs, batch_size, settings["max_length"], settings["seed"])
-    check_output(output, *(() if completions else (ABOUT,)), CURVE, FIGURE)  # not after hours of training
+    check_output(output, *(() if completions else (ABOUT, ARRAYS)), CURVE, FIGURE)  # not after hours of training
     if completions:
         _completions(data, output, {**settings, "chat_template": not no_chat_template}, json)
         return

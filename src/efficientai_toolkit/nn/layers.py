@@ -147,7 +147,8 @@ class EpisodicBatchNorm(nn.Module):
         centred = wide - mean
         variance = mx.mean(mx.square(centred), axis=axes) if found is None else found[1]
         record(self, mean, variance)
-        return (centred * (mx.rsqrt(variance + self.eps) * self.weight) + self.bias).astype(x.dtype)
+        y = centred * (mx.rsqrt(variance + self.eps) * self.weight) + self.bias
+        return y.astype(mx.result_type(x, self.weight))
 
 
 def check_pure(model: nn.Module) -> None:

@@ -69,8 +69,9 @@ def default_loss(targets: mx.array) -> LossFn:
 
 def has_accuracy(predictions: mx.array, targets: mx.array) -> bool:
     """One class of several for each row. A loss of one's own may have others: several labels a row, one logit, …"""
-    one_each = targets.shape == predictions.shape[:-1] and predictions.shape[-1] > 1
-    return one_each and is_classification(targets)
+    if not is_classification(targets):  # before its shape is asked for: a model may return several arrays
+        return False
+    return targets.shape == predictions.shape[:-1] and predictions.shape[-1] > 1
 
 
 def accuracy(logits: mx.array, targets: mx.array) -> mx.array:

@@ -144,7 +144,7 @@ class AdaptedTask:
             OutputError: it cannot be written, or has an `adapted.json` that is not of this toolkit.
         """
         folder = Path(folder)
-        check_output(folder, ABOUT)
+        check_output(folder, ABOUT, ARRAYS)
         if (folder / ABOUT).is_file():
             (folder / CURVE).unlink(missing_ok=True)
         about = {

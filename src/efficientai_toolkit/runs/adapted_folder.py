@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import read_header
 from ..errors import CheckpointError, DataError, OutputError
 from ..files import check_folder, read_json
 
@@ -25,23 +26,28 @@ _PARTS: dict[str, tuple[type, ...]] = {
 def check_output(folder: str | Path, *names: str) -> None:
     """See that `folder` can be written, and that no file of the user's own is under one of `names`.
 
+    A folder that `adapt` or `finetune` wrote is theirs, whatever is in it.
+
     Raises:
         OutputError: it cannot, or one is.
     """
     check_folder(folder)
     folder = Path(folder)
-    if _holds(folder / ABOUT, {"format": FORMAT}) or _holds(folder / CURVE, {"data": ..., "curve": ...}):
+    marks = {ABOUT: {"format": FORMAT}, CURVE: {"data": ..., "curve": ...}, ARRAYS: {"labels": ...}}
+    if any(_holds(folder / name, entries) for name, entries in marks.items()):
         return
     own = next((folder / name for name in names if (folder / name).exists()), None)
     if own is not None:
-        raise OutputError(f"{own} is a file of your own, which would be overwritten; name another folder")
+        raise OutputError(
+            f"{own} is a file of your own, which would be overwritten, or damaged; remove it or name another folder"
+        )
 
 
 def _holds(file: Path, entries: dict[str, Any]) -> bool:
-    """Whether the JSON object in `file` has these entries, of any value where that is `...`."""
+    """Whether `file`, JSON or a header of arrays, has these entries, of any value where that is `...`."""
     try:
-        about = read_json(file)
-    except DataError:
+        about = read_header(file) if file.suffix == ".npz" else read_json(file)
+    except (CheckpointError, DataError):
         return False
     return isinstance(about, dict) and all(
         name in about and value in (..., about[name]) for name, value in entries.items()

@@ -206,7 +206,9 @@ def _check_header(header: list[str], name: str, number: int, labelled: bool) -> 
     needed = _COLUMNS if labelled else ("text",)
     wanted = ",".join(needed)
     if not any(column in _COLUMNS or nearest(column, _COLUMNS) for column in header):
-        raise DataError(f"{name}, line {number}: this is no header; expected {wanted} in the first line")
+        raise DataError(
+            f"{name}, line {number}: no column is called {' or '.join(needed)}; expected the header {wanted}"
+        )
     for column in header:
         if column not in _COLUMNS:
             raise DataError(
