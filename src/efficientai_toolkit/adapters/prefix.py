@@ -51,8 +51,8 @@ class Prefix(Adapter):
     """Attention over [P; keys] and [P′; values]: P, P′ (length, width) trained, one pair a layer.
 
     Works on every attention module that takes a cache as mlx-lm's do, and on `mlx.nn.MultiHeadAttention`. Positions
-    (rotary, and the shipped encoders') count on from the prefix, as in P-tuning v2 and PEFT. It acts alone.
-    Parameters: 2 · length · width a layer.
+    (rotary, and the shipped encoders') count on from the prefix, as in P-tuning v2 and PEFT. It acts with
+    weight 1, and with no other adapter of the same layers. Parameters: 2 · length · width a layer.
     """
 
     wants: ClassVar[str] = "an attention module"
