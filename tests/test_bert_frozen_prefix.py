@@ -314,3 +314,12 @@ def test_another_precision_of_the_weights_has_a_folder_of_its_own(tmp_path):
     prefix = FrozenPrefix(whole, tmp_path)
     assert mx.abs(whole(prefix(x)[0]) - whole(x[0])).max().item() < 1e-5
     assert prefix.computed == 12
+
+
+def test_hidden_states_of_another_format_are_not_read(tmp_path, monkeypatch):
+    model, x = adapted()
+    FrozenPrefix(model, tmp_path)(x)
+    monkeypatch.setattr(frozen_prefix, "_FORMAT", frozen_prefix._FORMAT + 1)
+    prefix = FrozenPrefix(model, tmp_path)
+    prefix(x)
+    assert prefix.computed == 12

@@ -336,3 +336,16 @@ def wait_for_rows(process: subprocess.Popen, folder: Path, count: int) -> None:
         if found and len(found[0].read_bytes().splitlines()) >= count:
             return
         time.sleep(0.002)
+
+
+def test_a_run_that_is_being_trained_is_not_resumed(tmp_path):
+    refused = []
+
+    class Resuming(Watch):
+        def begin(self, run, first, total, tasks):
+            with pytest.raises(ConfigurationError, match="another process is at work in"):
+                resume(run)
+            refused.append(run)
+
+    train(configured(tmp_path, num_meta_iterations=2), watch=Resuming())
+    assert len(refused) == 1
