@@ -39,12 +39,11 @@ def test_kernels_follow_the_instructions(flags, core):
 
 @pytest.fixture
 def mistaken():
-    better = devices._kernels(devices._processor_flags())
     library = devices._openblas
-    if library is None or better is None or not hasattr(library, "gotoblas_dynamic_init"):
-        pytest.skip("needs an OpenBLAS that can change its kernels, and AVX2")
-    # Of the processor's own flags the best need not be in this library.
-    known = {better, "Haswell"}
+    if library is None or not hasattr(library, "gotoblas_dynamic_init"):
+        pytest.skip("needs an OpenBLAS that can change its kernels")
+    if devices._kernels(devices._processor_flags()) is None:
+        pytest.skip("needs a processor with AVX2")
 
     def ask(keep):
         settings = {"OPENBLAS_CORETYPE": "Prescott", "LIBRARY": devices._loaded_blas, "KEEP": keep}
@@ -53,14 +52,14 @@ def mistaken():
         )
         return done.stdout.strip()
 
-    return ask, known
+    return ask
 
 
 def test_a_processor_that_openblas_does_not_know_gets_its_kernels(mistaken):
-    ask, known = mistaken
-    assert ask("") in {f"OpenBLAS ({devices._loaded_blas}, {core}) None" for core in known}
+    told = mistaken("")
+    assert "Prescott" not in told  # which others there are is the library's
+    assert told.endswith(") None")
 
 
 def test_the_kernels_that_a_user_asked_for_are_kept(mistaken):
-    ask, _ = mistaken
-    assert ask("yes") == f"OpenBLAS ({devices._loaded_blas}, Prescott) Prescott"
+    assert mistaken("yes") == f"OpenBLAS ({devices._loaded_blas}, Prescott) Prescott"
